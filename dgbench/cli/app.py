@@ -1,0 +1,37 @@
+"""All commands in one application."""
+
+from typing import Annotated
+
+import typer
+
+from dgbench import __version__
+from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
+from dgbench.cli.doctor import doctor
+
+app = typer.Typer(
+    name="dgbench",
+    help="Benchmark of domain-generalization methods in 3D medical segmentation: train at some hospitals, be judged at another.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Benchmark of domain-generalization methods in 3D medical segmentation: train at some hospitals, be judged at another."""
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.command("run")(run.run)
+app.command("sweep")(run.sweep)
+app.command("leaderboard")(leaderboard.leaderboard)
+app.add_typer(methods.app, name="methods")
+app.add_typer(protocols.app, name="protocols")
+app.add_typer(data.app, name="data")
+app.add_typer(mlflow.app, name="mlflow")
+app.command("doctor")(doctor)

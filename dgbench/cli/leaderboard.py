@@ -1,0 +1,70 @@
+"""``dgbench leaderboard``."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dgbench.cli import options
+from dgbench.errors import DgbenchError, suggest
+
+
+class TableFormat(StrEnum):
+    """How the leaderboard is printed."""
+
+    table = "table"
+    md = "md"
+    csv = "csv"
+    json = "json"
+
+
+def leaderboard(
+    protocol: options.Protocol = "phantom",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Only this preset; default: all, each in its own table.")
+    ] = None,
+    runs: options.Runs = Path("runs"),
+    form: Annotated[TableFormat, typer.Option("--format", help="table, md, csv or json.")] = TableFormat.table,
+    published: Annotated[
+        bool, typer.Option("--published", help="Show the paper's reported numbers beside; never ranked together.")
+    ] = False,
+    setting: Annotated[
+        str, typer.Option("--setting", help="F-Seg (official), C-Seg, or the oracle settings C-Mask and F-Mask.")
+    ] = "F-Seg",
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Threshold of the final mask; 0.5 is official.")
+    ] = 0.5,
+    checkpoint: Annotated[str, typer.Option("--checkpoint", help="source-val (official) or last-step.")] = "source-val",
+    policy: Annotated[
+        str, typer.Option("--policy", help="How undefined values count: default (official) or paper.")
+    ] = "default",
+) -> None:
+    """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
+    from dgbench.leaderboard import export, tables
+    from dgbench.leaderboard.compile import compile_runs
+    from dgbench.leaderboard.published import load_published
+    from dgbench.leaderboard.records import View
+    from dgbench.protocol import load_protocol
+
+    contract = load_protocol(protocol)
+    if preset is not None and preset not in contract.presets:
+        raise DgbenchError(
+            f"unknown preset {preset!r} for protocol {contract.name!r}{suggest(preset, contract.presets)}"
+        )
+    if runs.exists() and not runs.is_dir():
+        raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
+    view = View(setting=setting, threshold=threshold, checkpoint=checkpoint, policy=policy)
+    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
+    reported = load_published() if published else None
+    match form:
+        case TableFormat.table:
+            from rich.console import Console
+
+            Console(soft_wrap=False).print(tables.to_rich(tables.leaderboard_sheets(compiled, reported)))
+        case TableFormat.md:
+            typer.echo(tables.to_markdown(tables.leaderboard_sheets(compiled, reported)))
+        case TableFormat.csv:
+            typer.echo(export.to_csv(compiled, reported), nl=False)
+        case TableFormat.json:
+            typer.echo(export.to_json(compiled, reported))

@@ -1,0 +1,73 @@
+"""Options that several commands share, so that they mean the same everywhere."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEFAULT_CACHE = Path("~/.cache/dgbench")
+
+
+class ListFormat(StrEnum):
+    """How lists are printed."""
+
+    table = "table"
+    json = "json"
+
+
+Protocol = Annotated[
+    str, typer.Option("--protocol", help="Protocol name, or a YAML file; `pancreas-tumor` is the paper's.")
+]
+ProtocolOrDefault = Annotated[
+    str | None,
+    typer.Option(
+        "--protocol", help="Protocol name, or a YAML file; default: pancreas-tumor with --data, else phantom."
+    ),
+]
+Preset = Annotated[str, typer.Option("--preset", help="Size of the protocol: demo (not ranked), bench, paper.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder with one folder per center; default: the cached phantom.")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+Cache = Annotated[Path, typer.Option("--cache", help="Folder for prepared cases and the phantom.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Method setting (KEY), or preset setting (preset.KEY); may be repeated."
+    ),
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU where there is one.")]
+Devices = Annotated[int, typer.Option("--devices", help="Devices of one run.")]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads of one run (part of its key); default: all cores, at most 8."),
+]
+Format = Annotated[ListFormat, typer.Option("--format", help="table or json.")]
+
+
+def protocol_name(protocol: str | None, data: Path | None) -> str:
+    """The protocol asked for, or the default: the paper's for data of the user's own, else the phantom's."""
+    return protocol or ("phantom" if data is None else "pancreas-tumor")
+
+
+def cache_folder(cache: Path) -> Path:
+    """The cache folder with ``~`` resolved."""
+    return cache.expanduser().absolute()
+
+
+def print_rows(rows: list[dict[str, Any]], form: ListFormat) -> None:
+    """Print ``rows`` (all with the same keys) as a table for people or as JSON for programs."""
+    if form is ListFormat.json:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else ("nothing",):
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console(soft_wrap=False).print(table, markup=False)

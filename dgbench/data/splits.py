@@ -1,0 +1,89 @@
+"""Who trains, who validates, who is judged. A split depends on the protocol and the data only, never on seed or method (protocol.md §3)."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dgbench.data.case import Case, Center
+from dgbench.errors import DgbenchError, suggest
+from dgbench.protocol import Protocol
+
+MIN_CASES_FOR_VALIDATION = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids of the training, source-validation and test cases, and of the support cases that only some stages train on.
+
+    ``sources`` gives the domain index of a training case: the position of its center.
+    """
+
+    id: str
+    sources: tuple[str, ...]
+    support: tuple[str, ...]
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def for_stage(self, *, support_centers: bool) -> "Split":
+        """The same split without the support centers' cases, unless the stage wants them."""
+        if support_centers or not self.support:
+            return self
+        keep = set(self.sources) - set(self.support)
+        return Split(
+            self.id,
+            tuple(name for name in self.sources if name in keep),
+            (),
+            tuple(case for case in self.train if center_of(case) in keep),
+            tuple(case for case in self.validation if center_of(case) in keep),
+            self.test,
+        )
+
+
+def center_of(case_id: str) -> str:
+    """The center part of a case id."""
+    return case_id.partition("/")[0]
+
+
+def order(cases: Iterable[Case], *salt: str) -> list[Case]:
+    """``cases`` in a fixed order that depends on their ids and ``salt`` alone."""
+    return sorted(cases, key=lambda case: hashlib.sha256("/".join([*salt, case.id]).encode()).digest())
+
+
+def validation_count(n_cases: int, fraction: float) -> int:
+    """max(2, fraction of the cases, rounded up); none for a center with fewer than four cases."""
+    return 0 if n_cases < MIN_CASES_FOR_VALIDATION else max(2, math.ceil(fraction * n_cases))
+
+
+def leave_one_center_out(protocol: Protocol, centers: Mapping[str, Center], heldout: str) -> Split:
+    """Train and validate on every other center, test on all cases of ``heldout``.
+
+    Raises DgbenchError for an unknown center or when no source center has enough cases for validation.
+    """
+    if heldout not in protocol.centers:
+        raise DgbenchError(
+            f"unknown held-out center {heldout!r} for protocol {protocol.name!r}{suggest(heldout, protocol.centers)}"
+        )
+    support = tuple(name for name in protocol.support_centers if name in centers)
+    sources = tuple(name for name in protocol.centers if name != heldout) + support
+    train: list[str] = []
+    validation: list[str] = []
+    for name in sources:
+        ordered = order(centers[name].cases, "split", protocol.name, str(protocol.version))
+        n_validation = validation_count(len(ordered), protocol.validation_fraction)
+        validation += sorted(case.id for case in ordered[:n_validation])
+        train += sorted(case.id for case in ordered[n_validation:])
+    if not any(center_of(case) not in support for case in validation):
+        raise DgbenchError(
+            f"held-out {heldout}: no source center has {MIN_CASES_FOR_VALIDATION} cases or more, so source validation would be empty "
+            "and no checkpoint could be selected — add cases"
+        )
+    return Split(
+        f"loco-{heldout}",
+        sources,
+        support,
+        tuple(train),
+        tuple(validation),
+        tuple(case.id for case in centers[heldout].cases),
+    )

@@ -1,0 +1,328 @@
+"""One evaluation job: trained stages applied to source-validation and held-out cases, raw rows stored (protocol.md §2).
+
+It runs in a process of its own and is the first to open a held-out file. Every case's rows are written as they are made, so an interrupted
+evaluation goes on where it stopped.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dgbench.data.case import Case
+from dgbench.data.preparation import PreparedCase, native_label, prepare_case, to_native
+from dgbench.data.splits import Split
+from dgbench.errors import DgbenchError
+from dgbench.evaluation.metrics import CaseMetrics, case_metrics
+from dgbench.inference.cascade import StageResult, run_stage
+from dgbench.inference.predictor import Predictor
+from dgbench.inference.roi import Box, paste
+from dgbench.info import MethodConfig, MethodInfo
+from dgbench.method import Method
+from dgbench.protocol import ResolvedProtocol
+from dgbench.store.atomic import read_json, write_bytes, write_json
+from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
+from dgbench.training.job import TrainJob
+from dgbench.training.loop import Report, build_method
+from dgbench.training.validation import stage_predictor
+
+PARTS = "parts"
+CHECKPOINT_FILES = {"source-val": "best", "last-step": "last"}
+UNDEFINABLE = tuple(field.name for field in fields(CaseMetrics) if field.type is float)
+"""Columns of the raw rows that are NaN where they are not computable."""
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """Stages of one run folder to evaluate, in order of inference. ``training`` holds the jobs that trained them; ``shared`` is the
+    folder of the evaluation that holds the shared stages' predictions, or None when these are the shared stages themselves, or the protocol
+    has none."""
+
+    training: tuple[TrainJob, ...]
+    cases: tuple[Case, ...]
+    shared: Path | None
+    folder: Path
+    key: str
+
+    @property
+    def resolved(self) -> ResolvedProtocol:
+        """The protocol, the same for all stages."""
+        return self.training[0].resolved
+
+    @property
+    def split(self) -> Split:
+        """Who is held out and who validates."""
+        return self.training[0].split
+
+    @property
+    def info(self) -> MethodInfo:
+        """The method under test (or the recipe of shared stages)."""
+        return self.training[0].info
+
+    @property
+    def config(self) -> MethodConfig:
+        """Its configuration."""
+        return self.training[0].config
+
+    @property
+    def chains(self) -> tuple[str, ...]:
+        """`Seg` and, where it differs, `Mask`: what looks around a shared stage can look around the label instead."""
+        return ("Seg",) if self.shared is None else ("Seg", "Mask")
+
+    def setting(self, stage: str, chain: str) -> str:
+        """The name of a stage's row in tables, e.g. ``F-Seg``."""
+        settings = self.resolved.protocol.stages[stage]
+        return settings.code if settings.recipe is not None else f"{settings.code}-{chain}"
+
+
+def evaluate(job: EvaluationJob, report: Report) -> None:
+    """Evaluate every case of ``job``; writes cases.parquet, times.parquet and the 8-bit probabilities into its folder."""
+    first = job.training[0]
+    torch.set_num_threads(first.threads)
+    if (
+        first.device == "cuda"
+    ):  # on the CPU every operation used here is deterministic already, and the switch costs seconds of imports
+        torch.use_deterministic_algorithms(True)
+    device = torch.device(first.device)
+    predictors: dict[str, dict[str, Predictor]] = {
+        name: load_predictors(job, name, device) for name in job.resolved.preset.checkpoints
+    }
+    parts = job.folder / PARTS
+    for index, case in enumerate(job.cases):
+        part = parts / case.center / f"{case.name}.json"
+        if not part.is_file():
+            rows, times = _evaluate_case(job, case, predictors)
+            write_json(part, {"rows": [_without_nan(row) for row in rows], "times": times})
+        report(index + 1, len(job.cases), case.id)
+    _compile(job, parts)
+
+
+def load_predictors(job: EvaluationJob, checkpoint: str, device: torch.device) -> dict[str, Predictor]:
+    """Each stage's deployed method with the weights of ``checkpoint`` (source-val | last-step)."""
+    return {
+        training.stage: stage_predictor(
+            load_trained(training, checkpoint, device),
+            training.stage,
+            job.resolved,
+            device,
+            training.precision,
+            tta=job.resolved.preset.tta,
+        )
+        for training in job.training
+    }
+
+
+def load_trained(training: TrainJob, checkpoint: str, device: torch.device) -> Method[Any]:
+    """The method of a finished training job with the weights of ``checkpoint``, deployed. Raises DgbenchError when they do not belong to
+    it or are damaged."""
+    method = build_method(training, device)
+    loaded = load_checkpoint(training.folder / CHECKPOINT_FILES[checkpoint])
+    if loaded.meta["key"] != training.key:
+        raise DgbenchError(
+            f"{training.folder}: no {checkpoint} checkpoint of this run — delete that folder and run again"
+        )
+    if loaded.problem is not None:  # the one before it holds weights that were not selected
+        raise DgbenchError(f"{loaded.problem} — delete {training.folder} and run again")
+    content = unflatten_state(loaded.tensors, loaded.meta["state"])
+    method.load_state_dict(content if checkpoint == "source-val" else content["method"])
+    method.deploy()
+    return method.eval()
+
+
+def _evaluate_case(
+    job: EvaluationJob, case: Case, predictors: Mapping[str, Mapping[str, Predictor]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    times: list[dict[str, Any]] = []
+    try:
+        prepared = prepare_case(case, job.resolved.protocol, job.training[0].cache)
+        reference, _ = native_label(case, job.resolved.protocol)
+    except DgbenchError as error:
+        return [_failed_row(job, case, str(error), **view) for view in _views(job)], times
+    same = {training.stage for training in job.training if _last_is_best(training)}
+    for checkpoint, stages in predictors.items():
+        if checkpoint == "last-step" and len(same) == len(job.training) and "source-val" in predictors:
+            rows += [{**row, "checkpoint": checkpoint} for row in rows if row["checkpoint"] == "source-val"]
+            continue
+        for chain in job.chains:
+            found = load_shared(job, case)
+            for stage, predictor in stages.items():
+                started = time.perf_counter()
+                result = run_stage(prepared, stage, predictor, job.resolved, found, chain=chain)
+                seconds = time.perf_counter() - started
+                found[stage] = result
+                setting = job.setting(stage, chain)
+                save_result(result_file(job.folder, case, setting, checkpoint), result)
+                times.append({"case": case.id, "setting": setting, "checkpoint": checkpoint, "seconds": seconds})
+                rows += _rows(job, case, prepared, reference, result, setting, checkpoint)
+    return rows, times
+
+
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``row`` with None for what is not computable: JSON has no NaN. :func:`_compile` brings it back."""
+    return {name: None if value != value else value for name, value in row.items()}
+
+
+def _last_is_best(training: TrainJob) -> bool:
+    result = read_json(training.folder / "result.json")
+    return bool(result["best_step"] == result["steps"])
+
+
+def _views(job: EvaluationJob) -> list[dict[str, Any]]:
+    return [
+        {
+            "stage": training.stage,
+            "setting": job.setting(training.stage, chain),
+            "checkpoint": checkpoint,
+            "threshold": threshold,
+        }
+        for checkpoint in job.resolved.preset.checkpoints
+        for chain in job.chains
+        for training in job.training
+        for threshold in job.resolved.preset.thresholds
+    ]
+
+
+def _identity(job: EvaluationJob, case: Case) -> dict[str, Any]:
+    return {"case": case.id, "center": case.center, "role": "held-out" if case.id in job.split.test else "source-val"}
+
+
+def _rows(
+    job: EvaluationJob,
+    case: Case,
+    prepared: PreparedCase,
+    reference: NDArray[np.uint8],
+    result: StageResult,
+    setting: str,
+    checkpoint: str,
+) -> list[dict[str, Any]]:
+    protocol = job.resolved.protocol
+    target = np.isin(reference, protocol.stages[result.stage].target)
+    rows = []
+    for threshold in job.resolved.preset.thresholds:
+        predicted = native_mask(prepared, result, threshold, protocol.inference.component_fraction)
+        metrics = case_metrics(
+            target,
+            predicted,
+            prepared.native.spacing,
+            nsd_tolerance_mm=protocol.metrics.nsd_tolerance_mm,
+            detection_overlap=protocol.metrics.detection_overlap,
+        )
+        view = {"stage": result.stage, "setting": setting, "checkpoint": checkpoint, "threshold": threshold}
+        source = {"roi": result.roi, "rounds": result.rounds, "windowed": result.windowed}
+        rows.append({**_identity(job, case), **view, "failed": False, "reason": None, **source, **asdict(metrics)})
+    return rows
+
+
+def _failed_row(job: EvaluationJob, case: Case, reason: str, **view: Any) -> dict[str, Any]:
+    unknown = {
+        field.name: True
+        if field.name == "empty_prediction"
+        else False
+        if field.type is bool
+        else 0
+        if field.type is int
+        else float("nan")
+        for field in fields(CaseMetrics)
+    }
+    return {
+        **_identity(job, case),
+        **view,
+        "failed": True,
+        "reason": reason,
+        "roi": "none",
+        "rounds": 0,
+        "windowed": False,
+        **unknown,
+    }
+
+
+def native_mask(
+    prepared: PreparedCase, result: StageResult, threshold: float, component_fraction: float | None
+) -> NDArray[np.bool_]:
+    """The answer at ``threshold`` on the case's own grid: components are filtered on the task grid, and the probabilities without the
+    dropped ones are resampled linearly and thresholded there."""
+    dropped = result.filtered(threshold, None) & ~result.filtered(threshold, component_fraction)
+    kept = np.where(dropped, 0, result.levels).astype(np.float32) / 255
+    part, lo = to_native(prepared, kept, result.box.lo)
+    hi = tuple(low + length for low, length in zip(lo, part.shape, strict=True))
+    return paste(part >= max(threshold, 0.5 / 255), Box(tuple(lo), hi), prepared.native.size)
+
+
+def result_file(folder: Path, case: Case, setting: str, checkpoint: str) -> Path:
+    return folder / "probabilities" / case.center / f"{case.name}__{setting}__{checkpoint}.npz"
+
+
+def save_result(path: Path, result: StageResult) -> None:
+    """Write a stage's answer: levels cropped to where they are not zero, with everything needed to rebuild it."""
+    import io
+
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        levels=result.levels,
+        lo=np.array(result.box.lo),
+        shape=np.array(result.shape),
+        stage=np.array(result.stage),
+        roi=np.array(result.roi),
+        rounds=np.array(result.rounds),
+        windowed=np.array(result.windowed),
+    )
+    write_bytes(path, buffer.getvalue())
+
+
+def load_result(path: Path) -> StageResult:
+    """What :func:`save_result` wrote. Raises DgbenchError when the file is missing."""
+    if not path.is_file():
+        raise DgbenchError(f"{path} is missing — delete {path.parents[2]} and run again")
+    with np.load(path, allow_pickle=False) as data:
+        lo = tuple(int(value) for value in data["lo"])
+        hi = tuple(low + length for low, length in zip(lo, data["levels"].shape, strict=True))
+        shape = tuple(int(value) for value in data["shape"])
+        return StageResult(
+            str(data["stage"]),
+            data["levels"],
+            Box(lo, hi),
+            shape,
+            str(data["roi"]),
+            int(data["rounds"]),
+            bool(data["windowed"]),
+        )
+
+
+def load_shared(job: EvaluationJob, case: Case) -> dict[str, StageResult]:
+    """The official predictions (source-val checkpoint) of the shared stages for ``case``, in order of inference; none without shared
+    stages."""
+    if job.shared is None:
+        return {}
+    stages = job.resolved.protocol.stages
+    shared = [name for name, stage in stages.items() if stage.recipe is not None]
+    return {name: load_result(result_file(job.shared, case, stages[name].code, "source-val")) for name in shared}
+
+
+def _compile(job: EvaluationJob, parts: Path) -> None:
+    """All parts into two tables with a fixed order of rows."""
+    import pandas as pd
+
+    content = [read_json(path) for path in sorted(parts.glob("*/*.json"))]
+    for name, keys in (
+        ("rows", ["setting", "checkpoint", "threshold", "case"]),
+        ("times", ["setting", "checkpoint", "case"]),
+    ):
+        frame = pd.DataFrame([row for part in content for row in part[name]])
+        target = job.folder / ("cases.parquet" if name == "rows" else "times.parquet")
+        frame = frame.astype({column: float for column in UNDEFINABLE if column in frame})
+        if len(frame):
+            frame = frame.sort_values(keys, kind="stable").reset_index(drop=True)
+        write_bytes(target, frame.to_parquet(index=False))
+
+
+def clear_parts(job: EvaluationJob) -> None:
+    """Remove the rows kept for going on after an interruption, once everything is written."""
+    shutil.rmtree(job.folder / PARTS)

@@ -1,0 +1,165 @@
+"""Doing what a plan says and nothing twice: finished jobs are recognised by their keys, interrupted ones go on, and the result is
+written last."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dgbench.data.fingerprint import set_fingerprint
+from dgbench.errors import DgbenchError, Interrupted
+from dgbench.launch.environment import environment
+from dgbench.launch.plan import FolderPlan, RunPlan
+from dgbench.launch.worker import run_job
+from dgbench.store.atomic import read_json, write_json
+from dgbench.store.folder import read_status, write_status
+from dgbench.store.keys import key_of
+from dgbench.store.lock import FolderLock
+from dgbench.training.job import TrainJob
+
+Say = Callable[[str], None]
+EVALUATION = 1
+"""Raised when inference or metrics change numbers, so that finished runs are evaluated again (training has its own, ``RECIPE``)."""
+
+
+def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:
+    """Train and evaluate what is missing of ``plan``; with ``fresh`` the method's own folder is emptied first (shared stages are kept).
+
+    Returns whether anything had to be done. Raises DgbenchError (status ``failed``, with the reason) or Interrupted (status
+    ``interrupted``).
+    """
+    if fresh:
+        with FolderLock(plan.own.folder):
+            _empty(plan.own.folder)
+    untrained = [folder for folder in plan.folders if not all(_trained(job) for job in folder.training)]
+    for folder in untrained:
+        with FolderLock(folder.folder, wait=float("inf"), on_wait=say):
+            _guarded(folder, partial(_train, folder, say))
+    unjudged = [folder for folder in plan.folders if not is_done(plan, folder)]  # the first look at a held-out file
+    for folder in unjudged:
+        with FolderLock(folder.folder, wait=float("inf"), on_wait=say):
+            _guarded(folder, partial(_evaluate, plan, folder, say))
+    return bool(untrained or unjudged)
+
+
+def is_done(plan: RunPlan, folder: FolderPlan) -> bool:
+    """Whether ``folder`` holds a finished run whose evaluation is of the cases as they are now."""
+    if read_status(folder.folder).state != "done":
+        return False
+    return bool(_evaluated_key(folder) == evaluation_identity(plan, folder)["key"])
+
+
+def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
+    """The evaluation record of protocol.md §3: train keys, fingerprint of the evaluated set, and how it is evaluated. Reads the held-out
+    files."""
+    protocol = plan.resolved.protocol
+    preset = plan.resolved.preset
+    content = set_fingerprint(plan.evaluated(folder), plan.request.cache)
+    record = {
+        "version": EVALUATION,
+        "train_keys": {stage: link.key for stage, link in folder.spec.stages.items()},
+        "fingerprint": plan.identity or content,
+        "content": content,
+        "how": {
+            "inference": protocol.inference.model_dump(mode="json"),
+            "metrics": protocol.metrics.model_dump(mode="json"),
+            "stages": {name: stage.model_dump(mode="json") for name, stage in protocol.stages.items()},
+            "tta": preset.tta,
+            "thresholds": list(preset.thresholds),
+            "checkpoints": list(preset.checkpoints),
+        },
+    }
+    return {**record, "key": key_of(record)}
+
+
+def _evaluated_key(folder: FolderPlan) -> str | None:
+    path = folder.folder / "evaluation" / "spec.json"
+    return str(read_json(path)["key"]) if path.is_file() else None
+
+
+def _guarded(folder: FolderPlan, work: Callable[[], None]) -> None:
+    """Run ``work`` and leave the folder's status saying how it ended."""
+    try:
+        work()
+    except (Interrupted, KeyboardInterrupt) as stop:
+        write_status(folder.folder, "interrupted", str(stop) or "Ctrl-C")
+        raise
+    except DgbenchError as error:
+        write_status(folder.folder, "failed", str(error))
+        raise
+
+
+def _train(folder: FolderPlan, say: Say) -> None:
+    write_json(folder.folder / "spec.json", folder.spec.dump())
+    write_json(folder.folder / "env.json", environment())
+    write_status(folder.folder, "running")
+    for job in folder.training:
+        if _trained(job):
+            continue
+        _prepare_stage_folder(job)
+        say(
+            f"train {job.stage} with {job.info.name}: {job.steps} steps of {job.resolved.cases_per_step(job.stage)} cases"
+        )
+        write_status(job.folder, "running")
+        try:
+            run_job(_train_job, job, job.stage, job.folder / "crash.txt")
+        except (DgbenchError, Interrupted) as problem:
+            write_status(job.folder, "interrupted" if isinstance(problem, Interrupted) else "failed", str(problem))
+            raise
+        write_status(job.folder, "done")
+
+
+def _prepare_stage_folder(job: TrainJob) -> None:
+    """A stage folder of another key (a hand-copied or older one) is never trained on; the key is part of its path, so this is a fault."""
+    spec = job.folder / "spec.json"
+    if spec.is_file() and (held := read_json(spec)["key"]) != job.key:
+        raise DgbenchError(f"{job.folder}: holds training {held[:8]}, not {job.key[:8]} — move it away or use --fresh")
+    write_json(spec, {"key": job.key, **job.identity})
+
+
+def _trained(job: TrainJob) -> bool:
+    spec = job.folder / "spec.json"
+    return read_status(job.folder).state == "done" and spec.is_file() and read_json(spec)["key"] == job.key
+
+
+def _evaluate(plan: RunPlan, folder: FolderPlan, say: Say) -> None:
+    identity = evaluation_identity(plan, folder)
+    target = folder.folder / "evaluation"
+    spec = target / "spec.json"
+    if spec.is_file() and read_json(spec)["key"] != identity["key"]:
+        _empty(target)
+    write_json(spec, identity)
+    cases = plan.evaluated(folder)
+    shared = None if folder is plan.shared or plan.shared is None else plan.shared.folder / "evaluation"
+    if read_status(target).state != "done":
+        say(f"evaluate {', '.join(job.stage for job in folder.training)} on {len(cases)} cases")
+        write_status(folder.folder, "running")
+        job = (folder.training, cases, shared, target, identity["key"])
+        run_job(_evaluate_job, job, "evaluation", target / "crash.txt")
+        write_status(target, "done")
+    write_status(folder.folder, "done")
+
+
+def _train_job(job: TrainJob, report: Any) -> None:
+    from dgbench.training.loop import train
+
+    train(job, report)
+
+
+def _evaluate_job(content: tuple[Any, ...], report: Any) -> None:
+    from dgbench.evaluation.finish import finish
+    from dgbench.evaluation.job import EvaluationJob, clear_parts, evaluate
+
+    job = EvaluationJob(*content)
+    evaluate(job, report)
+    finish(job)
+    clear_parts(job)
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything in ``folder`` but its lock."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,312 @@
+"""A run as a graph of jobs: which stages are trained where, under which key. Planning opens no image and imports no torch."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dgbench import __version__
+from dgbench.data.case import Case, Center, load_centers
+from dgbench.data.fingerprint import center_fingerprint, set_fingerprint
+from dgbench.data.preparation import VERSION as PREPARATION
+from dgbench.data.splits import Split, leave_one_center_out
+from dgbench.errors import DgbenchError, suggest
+from dgbench.info import MethodConfig, MethodInfo
+from dgbench.launch.machine import Machine, this_machine
+from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
+from dgbench.registry import find_method
+from dgbench.store.folder import SHARED_METHOD, RunSpec, read_status, run_folder
+from dgbench.store.keys import key_of
+from dgbench.training.job import RECIPE, TrainJob
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a user asked for; see ``dgbench run --help``."""
+
+    method: str
+    heldout: str
+    protocol: str = "phantom"
+    preset: str = "demo"
+    data: Path | None = None
+    seed: int = 0
+    devices: int = 1
+    device: str | None = None
+    threads: int | None = None
+    overrides: tuple[str, ...] = ()
+    runs: Path = Path("runs")
+    cache: Path = Path.home() / ".cache" / "dgbench"
+
+    def command(self) -> str:
+        """The command line that asks for this run."""
+        parts = ["dgbench", "run", "--method", self.method, "--heldout", self.heldout]
+        defaults = RunRequest(self.method, self.heldout)
+        for name in ("protocol", "preset", "data", "seed", "devices", "device", "threads", "runs"):
+            if getattr(self, name) != getattr(defaults, name):
+                parts += [f"--{name}", str(getattr(self, name))]
+        return shlex.join([*parts, *(word for override in self.overrides for word in ("--set", override))])
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """One run folder and the training jobs whose results live in it."""
+
+    folder: Path
+    spec: RunSpec
+    training: tuple[TrainJob, ...]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The jobs of one run: shared stages (None where the protocol has none), the method's own stages, and the cases evaluated
+    afterwards."""
+
+    request: RunRequest
+    resolved: ResolvedProtocol
+    centers: Mapping[str, Center]
+    split: Split
+    identity: str | None
+    shared: FolderPlan | None
+    own: FolderPlan
+
+    @property
+    def folders(self) -> tuple[FolderPlan, ...]:
+        """In the order in which they must be evaluated."""
+        return (self.own,) if self.shared is None else (self.shared, self.own)
+
+    def evaluated(self, folder: FolderPlan) -> tuple[Case, ...]:
+        """Source-validation and held-out cases, in that order."""
+        wanted = [*folder.training[-1].split.validation, *self.split.test]
+        cases = {case.id: case for center in self.centers.values() for case in center.cases}
+        return tuple(cases[case_id] for case_id in wanted)
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """``--set`` texts as (preset overrides without their ``preset.`` prefix, method configuration). Raises DgbenchError for a text
+    without '='."""
+    preset: dict[str, str] = {}
+    method: dict[str, str] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise DgbenchError(f"--set {text!r}: expected key=value")
+        key = key.strip()
+        if key.startswith("preset."):
+            preset[key.removeprefix("preset.")] = value
+        else:
+            method[key] = value
+    return preset, method
+
+
+def data_folder(request: RunRequest, resolved: ResolvedProtocol) -> tuple[Path, str | None]:
+    """Where the data is and, for the cached phantom, its identity: the recipe's fingerprint."""
+    phantom = resolved.preset.phantom
+    if request.data is not None:
+        is_phantom = (request.data / "phantom.json").is_file()
+        if is_phantom != (resolved.protocol.kind == "phantom"):
+            found, wanted = ("a phantom", "patient data") if is_phantom else ("not a phantom", "a phantom")
+            raise DgbenchError(
+                f"data folder {request.data} is {found}, protocol {resolved.protocol.name!r} is for {wanted} "
+                "— name another with --protocol"
+            )
+        return request.data, None
+    if phantom is None:
+        raise DgbenchError(
+            f"protocol {resolved.protocol.name!r} needs --data DIR with one folder per center ({', '.join(resolved.protocol.centers)})"
+        )
+    from dgbench.data.phantom import fingerprint
+
+    identity = fingerprint(phantom_recipe(phantom))
+    return request.cache / "phantom" / identity[:12], identity
+
+
+def phantom_recipe(size: PhantomSize) -> Any:
+    """The phantom of a preset as a :class:`dgbench.data.phantom.PhantomRecipe`."""
+    from dgbench.data.phantom import PhantomRecipe
+
+    return PhantomRecipe(size=size.size, cases=size.cases, seed=size.seed, strengths=size.shift)
+
+
+def resolve_request(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, MethodConfig]:
+    """Protocol, method and configuration of a request, all validated (and its device too), before anything is read or written."""
+    protocol = load_protocol(request.protocol)
+    preset_overrides, method_overrides = split_overrides(request.overrides)
+    resolved = protocol.resolve(request.preset, preset_overrides)
+    if request.heldout not in protocol.centers:
+        raise DgbenchError(
+            f"unknown held-out center {request.heldout!r} for protocol {protocol.name!r}{suggest(request.heldout, protocol.centers)}"
+        )
+    if request.seed < 0:
+        raise DgbenchError(f"--seed {request.seed}: a seed is a whole number from 0 up")
+    info = find_method(request.method)
+    if protocol.task.ndim not in info.dims:
+        raise DgbenchError(
+            f"method {info.name} works in {sorted(info.dims)} dimensions, protocol {protocol.name} has {protocol.task.ndim}"
+        )
+    _machine(request, resolved)
+    return resolved, info, info.configure(method_overrides)
+
+
+def _machine(request: RunRequest, resolved: ResolvedProtocol) -> Machine:
+    precision = resolved.preset.precision
+    return this_machine(precision, device=request.device, threads=request.threads, devices=request.devices)
+
+
+def plan_run(request: RunRequest) -> RunPlan:
+    """The graph of one run. The data folder must exist; only source files are read, to fingerprint them."""
+    resolved, info, config = resolve_request(request)
+    protocol = resolved.protocol
+    folder, identity = data_folder(request, resolved)
+    centers = load_centers(folder, protocol)
+    split = leave_one_center_out(protocol, centers, request.heldout)
+    if len(split.sources) - len(split.support) < info.min_sources:
+        raise DgbenchError(
+            f"method {info.name} needs at least {info.min_sources} source centers, this split has {len(split.sources) - len(split.support)}"
+        )
+    builder = _Builder(request, resolved, centers, split, _machine(request, resolved), identity)
+    shared_names = [name for name, stage in protocol.stages.items() if stage.recipe is not None]
+    own_names = [name for name in protocol.stages if name not in shared_names]
+    shared = None
+    if shared_names:
+        recipe = find_method(str(protocol.stages[shared_names[0]].recipe))
+        shared = builder.folder_plan(SHARED_METHOD, recipe, recipe.configure(), shared_names, {})
+    own = builder.folder_plan(info.name, info, config, own_names, dict(shared.spec.stages) if shared else {})
+    return RunPlan(request, resolved, centers, split, identity, shared, own)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    request: RunRequest
+    resolved: ResolvedProtocol
+    centers: Mapping[str, Center]
+    split: Split
+    machine: Machine
+    identity: str | None
+
+    def folder_plan(
+        self, name: str, info: MethodInfo, config: MethodConfig, stages: Sequence[str], earlier: dict[str, Any]
+    ) -> FolderPlan:
+        jobs = [self.train_job(stage, info, config) for stage in stages]
+        preset = self.resolved.preset
+        key = key_of(
+            {
+                "evaluation": {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints},
+                "stages": {job.stage: job.key for job in jobs},
+                "shared": {stage: link.key for stage, link in earlier.items()},
+            }
+        )
+        protocol = self.resolved.protocol
+        folder = run_folder(self.request.runs, protocol.name, self.request.heldout, name, self.request.seed, key)
+        own = {
+            job.stage: {"key": job.key, "folder": str((folder / job.stage).relative_to(self.request.runs))}
+            for job in jobs
+        }
+        sources = jobs[-1].split
+        spec = RunSpec.model_validate(
+            {
+                "schema": 1,
+                "dgbench": __version__,
+                "key": key,
+                "protocol": {
+                    "name": protocol.name,
+                    "version": protocol.version,
+                    "kind": protocol.kind,
+                    "preset": self.resolved.preset_name,
+                    "ranked": self.resolved.ranked,
+                    "modified": self.resolved.modified,
+                },
+                "heldout": self.request.heldout,
+                "sources": list(sources.sources),
+                "support": list(sources.support),
+                "seed": self.request.seed,
+                "method": {
+                    "name": name,
+                    "version": info.version,
+                    "title": info.title,
+                    "config": config.model_dump(mode="json"),
+                },
+                "stages": {**{stage: link.model_dump() for stage, link in earlier.items()}, **own},
+                "data": {"centers": self.data_identity()},
+                "environment": self.machine.identity(),
+                "command": self.request.command(),
+            }
+        )
+        return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
+
+    def data_identity(self) -> dict[str, str]:
+        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""
+        protocol = self.resolved.protocol
+        if self.identity is not None:
+            return {"phantom": self.identity}
+        wanted = [name for name in (*protocol.centers, *protocol.support_centers) if name != self.request.heldout]
+        return {
+            name: center_fingerprint(self.centers[name], self.request.cache) if name in self.centers else "absent"
+            for name in wanted
+        }
+
+    def train_job(self, stage: str, info: MethodInfo, config: MethodConfig) -> TrainJob:
+        resolved = self.resolved
+        split = self.split.for_stage(support_centers=resolved.protocol.stages[stage].support_centers)
+        wanted = {*split.train, *split.validation}
+        cases = tuple(case for name in split.sources for case in self.centers[name].cases if case.id in wanted)
+        identity = {
+            "recipe": RECIPE,
+            "stage": stage,
+            "steps": resolved.steps(stage, info.draws_factor),
+            "preparation": PREPARATION,
+            "protocol": resolved.identity(stage),
+            "method": {
+                "name": info.name,
+                "version": info.version,
+                "target": info.target,
+                "config": config.model_dump(mode="json"),
+            },
+            "seed": self.request.seed,
+            "data": set_fingerprint(cases, self.request.cache),
+            "split": {"id": split.id, "sources": split.sources, "train": split.train, "validation": split.validation},
+            "environment": self.machine.identity(),
+        }
+        return TrainJob(
+            stage=stage,
+            resolved=resolved,
+            info=info,
+            config=config,
+            split=split,
+            cases=cases,
+            centers=tuple(self.centers.values()),
+            seed=self.request.seed,
+            cache=self.request.cache,
+            folder=Path(os.devnull),
+            key=key_of(identity),
+            identity=identity,
+            device=self.machine.device,
+            precision=self.machine.precision,
+            threads=self.machine.threads,
+        )
+
+
+def describe_plan(request: RunRequest) -> list[str]:
+    """What :func:`plan_run` would do, in lines for people; where the phantom is not drawn yet, without keys."""
+    resolved, info, config = resolve_request(request)
+    folder, identity = data_folder(request, resolved)
+    lines = [
+        f"protocol  {resolved.protocol.name} v{resolved.protocol.version}, preset {resolved.preset_name}"
+        + ("" if resolved.ranked else " (not ranked)"),
+        f"method    {info.name} v{info.version} {config.model_dump_json()}",
+        f"held out  {request.heldout}, seed {request.seed}",
+        f"data      {folder}",
+    ]
+    if identity is not None and not (folder / "phantom.json").is_file():
+        return [*lines, "the phantom is not drawn yet: `dgbench run` draws it first"]
+    plan = plan_run(request)
+    for part in plan.folders:
+        lines.append(f"folder    {part.folder}")
+        for job in part.training:
+            state = read_status(job.folder).state
+            lines.append(
+                f"  train   {job.stage}: {job.steps} steps, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
+            )
+        lines.append(f"  judge   {len(plan.evaluated(part))} cases, {read_status(part.folder / 'evaluation').state}")
+    return lines

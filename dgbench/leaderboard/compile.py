@@ -1,0 +1,400 @@
+"""A leaderboard as a pure function of run folders.
+
+One table per (dgbench Major.Minor, protocol version, preset, identity of the data), because only runs that agree in all four are
+comparable; one row per (method, version, config, preset overrides). A row's number per center is the mean over cases, then over
+seeds; its mean is the equal-weight mean over centers. A row with a missing run has no mean and no rank, and a center with a missing
+seed has no number: the hole is listed with its reason and the command that fills it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from dgbench.errors import DgbenchError, suggest
+from dgbench.leaderboard import policies
+from dgbench.leaderboard.records import (
+    OFFICIAL,
+    Record,
+    RowKey,
+    View,
+    comparable_groups,
+    read_records,
+    refuse_partial,
+    retarget,
+    row_labels,
+)
+from dgbench.protocol import Protocol
+from dgbench.store.folder import RunSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
+"""DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
+
+COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric over seeds: mean and standard deviation (n−1; ``None`` for one seed)."""
+
+    mean: float
+    sd: float | None
+    n_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterResult:
+    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent."""
+
+    scores: Mapping[str, Score]
+    finished_seeds: tuple[int, ...]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method with one configuration. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there."""
+
+    label: str
+    method: str
+    version: int
+    config: Mapping[str, Any]
+    modified: bool
+    seeds: tuple[int, ...]
+    centers: Mapping[str, CenterResult]
+    mean: Mapping[str, Score]
+    worst: str | None
+    rank: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run is missing."""
+        return bool(self.mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it."""
+
+    label: str
+    heldout: str
+    seed: int
+    reason: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed."""
+
+    dgbench: tuple[str, ...]
+    protocol_version: int
+    preset: str
+    ranked: bool
+    data: str
+    centers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    n_cases: Mapping[str, int]
+    n_excluded: Mapping[str, int]
+    rows: tuple[Row, ...]
+    missing: tuple[Missing, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """All tables of one protocol in one view, newest dgbench and protocol version first; ``problems``: folders that cannot be read."""
+
+    protocol: str
+    kind: Literal["phantom", "patient"]
+    view: View
+    policy: policies.Policy
+    tables: tuple[Table, ...]
+    problems: tuple[str, ...]
+
+
+def resolve_policy(name: str, protocol: Protocol) -> policies.Policy:
+    """The aggregation policy of that name, with the constants of ``protocol``. Raises DgbenchError for an unknown name."""
+    if name == policies.PAPER.name:
+        return policies.PAPER
+    own = policies.default(
+        assd_constant_mm=protocol.metrics.assd_constant_mm, hd95_constant_mm=protocol.metrics.hd95_constant_mm
+    )
+    if name != own.name:
+        raise DgbenchError(f"unknown policy {name!r}{suggest(name, (own.name, policies.PAPER.name))}")
+    return own
+
+
+def compile_runs(
+    root: Path,
+    *,
+    protocol: Protocol,
+    preset: str | None = None,
+    view: View = OFFICIAL,
+    include: Callable[[RunSpec], bool] | None = None,
+) -> Compiled:
+    """Compile the runs of ``protocol`` under ``root`` (a runs folder) into tables.
+
+    Args:
+        root: the folder given as ``--runs``; a folder without runs gives no tables.
+        protocol: the protocol; its metric constants resolve undefined distances under the default policy.
+        preset: only this preset; all by default.
+        view: setting, threshold, checkpoint and policy; only the official view is ranked.
+        include: keeps a run by its spec; a run left out is neither a row nor a missing cell.
+
+    Every row is expected at every center of its split and at every seed that any unmodified row of its table has.
+
+    Raises:
+        DgbenchError: the policy is unknown.
+    """
+    policy = resolve_policy(view.policy, protocol)
+
+    def wanted(spec: RunSpec) -> bool:
+        return preset in (None, spec.protocol.preset) and (include is None or include(spec))
+
+    records, problems = read_records(root, protocol.name, view, wanted)
+    groups: dict[tuple[str, int, str], list[Record]] = {}
+    for record in records:
+        version = ".".join(record.spec.dgbench.split(".")[:2])
+        groups.setdefault((version, record.spec.protocol.version, record.spec.protocol.preset), []).append(record)
+    order = sorted(groups, key=lambda key: ([-int(part) for part in key[0].split(".")], -key[1], key[2]))
+    return Compiled(
+        protocol=protocol.name,
+        kind=protocol.kind,
+        view=view,
+        policy=policy,
+        tables=tuple(
+            _table(members, protocol, policy, ranked_view=view.official)
+            for key in order
+            for members in comparable_groups(groups[key])
+        ),
+        problems=tuple(problems),
+    )
+
+
+class _Result(NamedTuple):
+    """The means of one counted run and its counts."""
+
+    record: Record
+    means: Mapping[str, float]
+    counts: Mapping[str, int]
+
+
+def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *, ranked_view: bool) -> Table:
+    records = refuse_partial(records)
+    results, records = _summaries(records, policy)
+    rows: dict[RowKey, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.folder):
+        rows.setdefault(RowKey.of(record.spec), []).append(record)
+    centers = _centers(records, protocol)
+    plain = [record for record in records if not record.spec.protocol.modified]
+    seeds = _seeds(plain or records)
+    labels = row_labels(rows)
+    ranked = ranked_view and all(record.spec.protocol.ranked for record in plain) and bool(plain)
+    missing: list[Missing] = []
+    compiled: list[Row] = []
+    for key, members in rows.items():
+        expected = _seeds(members) if key.modified else seeds
+        row, holes = _row(key, labels[key], members, results, centers, expected)
+        compiled.append(row)
+        missing += holes
+    one_run = {result.record.spec.heldout: result.counts for result in results.values()}
+    return Table(
+        dgbench=tuple(sorted({record.spec.dgbench for record in records})),
+        protocol_version=records[0].spec.protocol.version,
+        preset=records[0].spec.protocol.preset,
+        ranked=ranked,
+        data=_data_label(records),
+        centers=centers,
+        seeds=seeds,
+        n_cases={center: one_run[center]["n"] for center in centers if center in one_run},
+        n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
+        rows=_ranked(compiled, ranked),
+        missing=tuple(missing),
+    )
+
+
+def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str, _Result], list[Record]]:
+    """The result of each counted run by folder, and the records again: a run that cannot be averaged is no longer counted."""
+    resolved, reasons = _resolve({record.folder: record.rows for record in records if record.rows is not None}, policy)
+    lines: dict[str, dict[Any, Any]] = {}
+    if resolved is not None:
+        lines = {line["folder"]: line for line in policies.summarise(resolved, by=["folder"]).to_dict("records")}
+    results: dict[str, _Result] = {}
+    for record in records:
+        if (line := lines.get(record.folder)) is None:
+            continue
+        means = {metric: float(line[f"{metric}_mean"]) for metric in METRICS}
+        if math.isnan(means["dsc"]):
+            reasons[record.folder] = f"no case left to average: policy {policy.name} excludes all {int(line['n'])}"
+        else:
+            results[record.folder] = _Result(record, means, {count: int(line[count]) for count in COUNTS})
+    return results, [
+        record.without_rows(reasons[record.folder]) if record.folder in reasons else record for record in records
+    ]
+
+
+def _resolve(
+    rows: Mapping[str, "pd.DataFrame"], policy: policies.Policy
+) -> tuple["pd.DataFrame | None", dict[str, str]]:
+    """Resolved rows of all runs in one frame, and why the rows of some runs are not in it. One pass unless a row is damaged."""
+    import pandas as pd
+
+    if not rows:
+        return None, {}
+    try:
+        return policies.apply_policy(pd.concat(rows, names=["folder"]).reset_index("folder"), policy), {}
+    except DgbenchError:
+        reasons: dict[str, str] = {}
+        for folder, frame in rows.items():
+            try:
+                policies.apply_policy(frame, policy)
+            except DgbenchError as error:
+                reasons[folder] = f"evaluation is damaged: {error}"
+        resolved, _ = _resolve({folder: frame for folder, frame in rows.items() if folder not in reasons}, policy)
+        return resolved, reasons
+
+
+def _row(
+    key: RowKey,
+    label: str,
+    members: list[Record],
+    results: Mapping[str, _Result],
+    centers: Sequence[str],
+    seeds: Sequence[int],
+) -> tuple[Row, list[Missing]]:
+    notes: list[str] = []
+    missing: list[Missing] = []
+    finished: dict[str, dict[int, _Result]] = {center: {} for center in centers}
+    for center in centers:
+        for seed in seeds:
+            cell = [record for record in members if record.spec.heldout == center and record.spec.seed == seed]
+            counted = sorted(
+                (record for record in cell if record.folder in results), key=lambda r: (r.updated, r.folder)
+            )
+            if counted:
+                finished[center][seed] = results[counted[-1].folder]
+            else:
+                missing.append(_hole(label, cell, members, center, seed))
+            if len(counted) > 1:
+                notes.append(
+                    f"{center} seed {seed}: {len(counted)} finished runs, the latest counts ({counted[-1].folder})"
+                )
+    complete = not missing
+    mean = (
+        _scores([_over_centers([finished[center][seed] for center in centers]) for seed in seeds]) if complete else {}
+    )
+    results_by_center = {center: _center(finished[center], len(seeds)) for center in centers}
+    worst = min(centers, key=lambda name: results_by_center[name].scores["dsc"].mean) if complete else None
+    row = Row(
+        label=label,
+        method=key.method,
+        version=key.version,
+        config=members[0].spec.method.config,
+        modified=key.modified,
+        seeds=tuple(seeds),
+        centers=results_by_center,
+        mean=mean,
+        worst=worst,
+        rank=None,
+        notes=(*_stamps(members), *_count_notes(results_by_center), *notes),
+    )
+    return row, missing
+
+
+def _hole(label: str, cell: list[Record], members: list[Record], center: str, seed: int) -> Missing:
+    """The latest attempt at the cell says why it is empty; without any it was not run."""
+    latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
+    reason = latest.reason if latest and latest.reason else "not run"
+    command = latest.spec.command if latest else retarget(members[0].spec.command, center, seed)
+    return Missing(label=label, heldout=center, seed=seed, reason=reason, command=command)
+
+
+def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
+    counts: Counter[str] = Counter()
+    for result in finished.values():
+        counts.update(result.counts)
+    complete = len(finished) == expected
+    return CenterResult(
+        scores=_scores([result.means for result in finished.values()]) if complete else {},
+        finished_seeds=tuple(finished),
+        counts=dict(counts),
+    )
+
+
+def _over_centers(results: Sequence[_Result]) -> dict[str, float]:
+    """The equal-weight mean over centers; ``NaN`` where one center does not define the metric."""
+    return {metric: fmean(result.means[metric] for result in results) for metric in METRICS}
+
+
+def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
+    """Mean and spread over seeds of each metric that every seed defines."""
+    values = {metric: [means[metric] for means in per_seed] for metric in METRICS}
+    return {
+        metric: Score(mean=fmean(numbers), sd=stdev(numbers) if len(numbers) > 1 else None, n_seeds=len(numbers))
+        for metric, numbers in values.items()
+        if not any(map(math.isnan, numbers))
+    }
+
+
+def _stamps(members: list[Record]) -> list[str]:
+    preset = members[0].spec.protocol
+    stamps = []
+    if preset.modified:
+        stamps.append(f"modified {preset.preset}, not ranked")
+    elif not preset.ranked:
+        stamps.append(f"{preset.preset}, not ranked")
+    devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
+    if len(devices) > 1:
+        stamps.append(f"mixed devices: {', '.join(devices)}")
+    return stamps
+
+
+def _count_notes(centers: Mapping[str, CenterResult]) -> list[str]:
+    total: Counter[str] = Counter()
+    for result in centers.values():
+        total.update(result.counts)
+    words = {"n_empty_prediction": "empty predictions", "n_failed": "failed cases"}
+    return [f"{text} {total[count]}/{total['n']}" for count, text in words.items() if total[count]]
+
+
+def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:
+    """Complete rows by mean DSC, ranked where allowed (equal DSC, equal rank); incomplete rows after them by label."""
+
+    def dsc(row: Row) -> float:
+        return row.mean["dsc"].mean if row.complete else -1.0
+
+    def rankable(row: Row) -> bool:
+        return ranked and row.complete and not row.modified
+
+    rows = list(rows)
+    standings = [dsc(row) for row in rows if rankable(row)]
+    placed = [
+        replace(row, rank=1 + sum(other > dsc(row) for other in standings)) if rankable(row) else row for row in rows
+    ]
+    return tuple(sorted(placed, key=lambda row: (row.rank is None, -dsc(row), row.label)))
+
+
+def _centers(records: Iterable[Record], protocol: Protocol) -> tuple[str, ...]:
+    """Held-out and source centers of the runs, support centers left out; in the protocol's order."""
+    names: set[str] = set()
+    for record in records:
+        names |= ({record.spec.heldout} | set(record.spec.sources)) - set(record.spec.support)
+    order = {name: position for position, name in enumerate(protocol.centers)}
+    return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
+
+
+def _seeds(records: Iterable[Record]) -> tuple[int, ...]:
+    return tuple(sorted({record.spec.seed for record in records}))
+
+
+def _data_label(records: Iterable[Record]) -> str:
+    """The identities of the source data, shortened to eight characters each."""
+    identities = {(name, identity[:8]) for record in records for name, identity in record.spec.data.centers.items()}
+    return ", ".join(f"{name} {identity}" for name, identity in sorted(identities))

@@ -1,0 +1,100 @@
+"""Compiled leaderboards for other programs: JSON with full precision and one flat CSV. The first line says phantom or patients."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from dgbench.leaderboard import policies
+from dgbench.leaderboard.compile import METRICS, Compiled, Row, Score
+from dgbench.leaderboard.published import Published
+from dgbench.leaderboard.tables import BANNERS, REPORTED, describe_policy, printable
+
+
+def to_json(compiled: Compiled, published: Published | None = None) -> str:
+    """Everything compiled, with full precision: DSC and NSD in [0, 1], distances in mm. What is undefined is absent, never NaN."""
+    view = compiled.view
+    content: dict[str, Any] = {
+        "data": BANNERS[compiled.kind],
+        "protocol": compiled.protocol,
+        "view": {**asdict(view), "official": view.official, "oracle_roi": view.oracle},
+        "policy": asdict(compiled.policy),
+        "units": {metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in METRICS},
+        "unreadable": compiled.problems,
+        "tables": [{**asdict(table), "rows": [_row_json(row) for row in table.rows]} for table in compiled.tables],
+    }
+    if published is not None:
+        rows = [row.model_dump(mode="json") for row in published.counterpart(view.setting)]
+        reported = {
+            "source": published.source,
+            "remarks": published.remarks,
+            "units": "DSC in percent, distances in mm",
+        }
+        content["reported"] = {"data": REPORTED, **reported, "rows": rows}
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    return {**asdict(row), "complete": row.complete}
+
+
+CSV_COLUMNS = (
+    *("status", "rank", "method", "center", "seeds", "n", "n_excluded", "n_empty_prediction", "n_failed"),
+    *(name for metric in METRICS for name in (metric, f"{metric}_sd")),
+    *("dgbench", "protocol_version", "preset", "data", "notes", "command"),
+)
+
+
+def to_csv(compiled: Compiled, published: Published | None = None) -> str:
+    """One line per row and center, one per row for its mean, one per missing run and per reported number; comment lines first.
+
+    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, incomplete, missing or reported.
+    """
+    view = compiled.view
+    text = io.StringIO()
+    text.write(f"# {BANNERS[compiled.kind]}\n# protocol {compiled.protocol}, setting {view.setting}, ")
+    text.write(f"threshold {view.threshold:g}, checkpoint {view.checkpoint}\n")
+    text.write(f"# {describe_policy(compiled.policy)}\n")
+    text.writelines(f"# unreadable, not counted: {printable(problem)}\n" for problem in compiled.problems)
+    writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for table in compiled.tables:
+        common = {"dgbench": " ".join(table.dgbench), "protocol_version": table.protocol_version}
+        common |= {"preset": table.preset, "data": table.data}
+        writer.writerows({**common, **line} for row in table.rows for line in _csv_rows(row))
+        for hole in table.missing:
+            missing = {"status": "missing", "method": hole.label, "center": hole.heldout, "seeds": hole.seed}
+            writer.writerow({**common, **missing, "notes": printable(hole.reason), "command": printable(hole.command)})
+    for reported in published.counterpart(view.setting) if published else ():
+        for center, (dsc, asd, hd95) in {**reported.centers, "mean": reported.mean}.items():
+            line = {
+                "status": "reported",
+                "method": reported.method,
+                "center": center,
+                "dsc": dsc,
+                "asd": asd,
+                "hd95": hd95,
+            }
+            writer.writerow({**line, "notes": "; ".join((f"table {reported.table}", reported.note or "as printed"))})
+    return text.getvalue()
+
+
+def _csv_rows(row: Row) -> Iterable[dict[str, Any]]:
+    status = "incomplete" if not row.complete else "ranked" if row.rank else "unranked"
+    shared = {"status": status, "rank": row.rank, "method": row.label, "seeds": " ".join(map(str, row.seeds))}
+    for center, result in row.centers.items():
+        gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
+        yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), "notes": gap}
+    if row.complete:
+        yield {**shared, "center": "mean", **_csv_scores(row.mean), "notes": "; ".join(row.notes)}
+
+
+def _csv_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    for metric, score in scores.items():
+        scale = 100 if metric in policies.OVERLAPS else 1
+        line[metric] = f"{scale * score.mean:.4f}"
+        line[f"{metric}_sd"] = "" if score.sd is None else f"{scale * score.sd:.4f}"
+    return line

@@ -1,0 +1,351 @@
+"""Overlay figures in the layout of the dual-task paper's Fig. 5: one case per row, one step of the cascade per column.
+
+Columns: the whole slice with the field of the next panels; the field with the reference; with the predicted pancreas; with the
+coarse and with the fine tumor prediction; and the lesion enlarged with reference, coarse and fine together. Reference contours are
+solid, predictions dashed, so that the figure also reads without colours, which are chosen to be told apart by colour-blind readers
+(Okabe and Ito). Panels are drawn in mm: their aspect is that of the patient whatever the voxel spacing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard.tables import BANNERS
+from dgbench.store.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "reference pancreas": "#009E73",
+    "reference tumor": "#D55E00",
+    "predicted pancreas": "#F0E442",
+    "coarse tumor": "#CC79A7",
+    "fine tumor": "#56B4E9",
+}
+COLUMNS = ("CT", "Reference", "Pancreas", "Tumor coarse", "Tumor fine", "Lesion")
+CT_WINDOW = (-100.0, 240.0)
+"""Display window of CT in HU (paper IV.A)."""
+FIELD_MARGIN_MM = 25.0
+ZOOM_MARGIN_MM = 14.0
+SCALE_BARS_MM = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
+DPI = 220
+
+Mask = NDArray[np.bool_]
+Masks = Literal["reference_pancreas", "reference_tumor", "pancreas", "tumor_coarse", "tumor_fine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverlayCase:
+    """One slice of one case with its masks, all of shape (H, W).
+
+    ``image`` is in its own units and shown in ``window`` (low, high); ``None`` shows its full range. ``spacing`` is the pixel size
+    (y, x) in mm. ``dsc`` in [0, 1] is of the whole volume, for any of the keys ``pancreas``, ``coarse``, ``fine``; a panel without a
+    value, or with ``NaN``, says so. ``slice_index`` counts from 0.
+    """
+
+    case: str
+    image: NDArray[Any]
+    reference_pancreas: Mask
+    reference_tumor: Mask
+    pancreas: Mask
+    tumor_coarse: Mask
+    tumor_fine: Mask
+    spacing: tuple[float, float]
+    slice_index: int
+    n_slices: int
+    dsc: Mapping[str, float] = field(default_factory=dict)
+    window: tuple[float, float] | None = CT_WINDOW
+
+    def __post_init__(self) -> None:
+        shapes = {name: getattr(self, name).shape for name in ("image", *get_args(Masks))}
+        if self.image.ndim != 2 or len(set(shapes.values())) != 1:
+            raise DgbenchError(
+                f"overlay of case {self.case}: image and masks must be one (H, W) slice each, got {shapes}"
+            )
+        if not all(0 < size < np.inf for size in self.spacing):
+            raise DgbenchError(
+                f"overlay of case {self.case}: spacing {self.spacing} must be two positive lengths in mm"
+            )
+
+    @classmethod
+    def from_volumes(
+        cls,
+        case: str,
+        image: NDArray[Any],
+        masks: Mapping[Masks, NDArray[Any]],
+        spacing: Sequence[float],
+        *,
+        dsc: Mapping[str, float],
+        window: tuple[float, float] | None = CT_WINDOW,
+    ) -> "OverlayCase":
+        """The slice of (D, H, W) volumes that shows most of the lesion.
+
+        That is the axial slice with the largest reference tumor; without one, with the largest predicted tumor (fine, then coarse),
+        then pancreas; the middle slice where all masks are empty. ``spacing`` is (z, y, x) in mm.
+        """
+        order: tuple[Masks, ...] = ("reference_tumor", "tumor_fine", "tumor_coarse", "reference_pancreas", "pancreas")
+        areas = (np.count_nonzero(masks[name], axis=(1, 2)) for name in order)
+        chosen = next((int(area.argmax()) for area in areas if area.any()), image.shape[0] // 2)
+        return cls(
+            case=case,
+            image=image[chosen],
+            **{name: masks[name][chosen] != 0 for name in order},
+            spacing=(float(spacing[1]), float(spacing[2])),
+            slice_index=chosen,
+            n_slices=image.shape[0],
+            dsc=dsc,
+            window=window,
+        )
+
+
+class _Field(NamedTuple):
+    """A square field of view in mm: center (y, x) and side."""
+
+    y: float
+    x: float
+    side: float
+
+
+def draw_overlays(
+    cases: Sequence[OverlayCase], path: Path, *, kind: Literal["phantom", "patient"], title: str = ""
+) -> None:
+    """Draw ``cases``, one per row, and write the figure (PNG or PDF by the suffix of ``path``), complete or not at all.
+
+    ``kind`` sets the first line of the figure, ``title`` follows it.
+
+    Raises:
+        DgbenchError: there is no case, or the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not cases:
+        raise DgbenchError(f"overlay {path.name}: no case to draw")
+    panel, left, top, bottom, gap = 1.75, 0.32, 0.74, 0.42, 0.04
+    width = left + len(COLUMNS) * (panel + gap)
+    height = top + len(cases) * (panel + gap) + bottom
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(
+        len(cases),
+        len(COLUMNS),
+        squeeze=False,
+        gridspec_kw={
+            "left": left / width,
+            "right": 1 - gap / width,
+            "top": 1 - top / height,
+            "bottom": bottom / height,
+            "wspace": gap / panel,
+            "hspace": gap / panel,
+        },
+    )
+    for axes, case in zip(grid, cases, strict=True):
+        _draw_case(axes, case)
+    for axis, name in zip(grid[0], COLUMNS, strict=True):
+        axis.set_title(name, fontsize=8, pad=3)
+    heading = f"{BANNERS[kind]} · {title}" if title else BANNERS[kind]
+    figure.text(
+        left / width, 1 - 0.18 / height, heading, fontsize=8.5, fontweight="bold", va="center", parse_math=False
+    )
+    note = "DSC in points (0–100), of the whole volume"
+    figure.text(left / width, 1 - 0.37 / height, note, fontsize=7, va="center")
+    figure.legend(
+        handles=_legend(), loc="lower center", ncols=len(COLOURS), fontsize=7, frameon=False, handlelength=2.6
+    )
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, metadata={"Title": heading})
+
+
+def _draw_case(axes: Sequence["Axes"], case: OverlayCase) -> None:
+    ct, reference, pancreas, coarse, fine, lesion = axes
+    whole = _whole(case)
+    view = _around(
+        case,
+        (case.reference_pancreas, case.reference_tumor, case.pancreas, case.tumor_coarse, case.tumor_fine),
+        FIELD_MARGIN_MM,
+        whole,
+    )
+    zoom = _around(case, _first_nonempty(case), ZOOM_MARGIN_MM, view)
+
+    _slice(ct, case, whole)
+    _rectangle(ct, view)
+    ct.set_ylabel(case.case, fontsize=7, labelpad=3)
+    _caption(ct, f"slice {case.slice_index + 1} of {case.n_slices}")
+
+    _slice(reference, case, view)
+    _contour(reference, case, case.reference_pancreas, "reference pancreas")
+    _contour(reference, case, case.reference_tumor, "reference tumor")
+    if not case.reference_tumor.any():
+        _caption(reference, "no tumor on this slice")
+
+    predictions = (
+        (
+            pancreas,
+            "pancreas",
+            case.pancreas,
+            "predicted pancreas",
+            case.reference_pancreas | case.reference_tumor,
+            "reference pancreas",
+        ),
+        (coarse, "coarse", case.tumor_coarse, "coarse tumor", case.reference_tumor, "reference tumor"),
+        (fine, "fine", case.tumor_fine, "fine tumor", case.reference_tumor, "reference tumor"),
+    )
+    for axis, key, mask, colour, truth, truth_colour in predictions:
+        _slice(axis, case, view)
+        _contour(axis, case, truth, truth_colour)
+        _contour(axis, case, mask, colour)
+        value = case.dsc.get(key, float("nan"))
+        score = "DSC not measured" if np.isnan(value) else f"DSC {100 * value:.1f}"
+        _caption(axis, score if mask.any() else f"{score} · none on this slice")
+
+    _slice(lesion, case, zoom)
+    _contour(lesion, case, case.tumor_coarse, "coarse tumor", width=1.7)
+    _contour(lesion, case, case.reference_tumor, "reference tumor", width=1.7)
+    _contour(lesion, case, case.tumor_fine, "fine tumor", width=1.7)
+    _rectangle(reference, zoom)
+
+
+def _whole(case: OverlayCase) -> _Field:
+    """The smallest square that holds the slice."""
+    height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
+    return _Field(height / 2, width / 2, max(height, width))
+
+
+def _first_nonempty(case: OverlayCase) -> tuple[Mask, ...]:
+    """What the lesion panel is centered on: the reference lesion, else what was predicted, else the pancreas."""
+    candidates = (
+        (case.reference_tumor,),
+        (case.tumor_fine, case.tumor_coarse),
+        (case.reference_pancreas, case.pancreas),
+    )
+    return next((masks for masks in candidates if any(mask.any() for mask in masks)), ())
+
+
+def _around(case: OverlayCase, masks: Sequence[Mask], margin_mm: float, otherwise: _Field) -> _Field:
+    """The square around all ``masks`` plus a margin, moved so that it does not leave the slice; ``otherwise`` if they are empty."""
+    union = np.logical_or.reduce(masks) if masks else np.zeros(case.image.shape, dtype=bool)
+    if not union.any():
+        return otherwise
+    indices = [np.flatnonzero(union.any(axis=1 - axis)) for axis in (0, 1)]
+    extents = [(hits[0] * size, (hits[-1] + 1) * size) for hits, size in zip(indices, case.spacing, strict=True)]
+    limits = [count * size for count, size in zip(case.image.shape, case.spacing, strict=True)]
+    side = min(max(high - low for low, high in extents) + 2 * margin_mm, *limits)
+    y, x = (
+        float(np.clip((low + high) / 2, side / 2, limit - side / 2))
+        for (low, high), limit in zip(extents, limits, strict=True)
+    )
+    return _Field(y, x, float(side))
+
+
+def _slice(axis: "Axes", case: OverlayCase, view: _Field) -> None:
+    """The image in mm, cut to ``view``, with a scale bar."""
+    height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
+    low, high = case.window or (float(case.image.min()), float(case.image.max()))
+    axis.set_facecolor("black")
+    axis.imshow(
+        case.image,
+        cmap="gray",
+        vmin=low,
+        vmax=high,
+        extent=(0, width, height, 0),
+        interpolation="bilinear",
+        aspect="equal",
+    )
+    half = view.side / 2
+    axis.set_xlim(view.x - half, view.x + half)
+    axis.set_ylim(view.y + half, view.y - half)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    length = next((bar for bar in SCALE_BARS_MM if bar <= 0.3 * view.side), SCALE_BARS_MM[-1])
+    right, bottom = 0.95, 0.06
+    axis.plot(
+        [right - length / view.side, right],
+        [bottom, bottom],
+        transform=axis.transAxes,
+        color="white",
+        linewidth=1.8,
+        solid_capstyle="butt",
+        path_effects=_halo(3.0),
+    )
+    axis.text(
+        right - length / view.side / 2,
+        bottom + 0.025,
+        f"{length:g} mm",
+        transform=axis.transAxes,
+        color="white",
+        fontsize=6,
+        ha="center",
+        va="bottom",
+        path_effects=_halo(1.5),
+    )
+
+
+def _contour(axis: "Axes", case: OverlayCase, mask: Mask, name: str, width: float = 1.2) -> None:
+    """The outline of ``mask`` between pixel centers, closed at the image border; nothing for an empty mask."""
+    if not mask.any():
+        return
+    y, x = ((np.arange(-1, count + 1) + 0.5) * size for count, size in zip(mask.shape, case.spacing, strict=True))
+    lines = axis.contour(
+        x,
+        y,
+        np.pad(mask.astype(float), 1),
+        levels=[0.5],
+        colors=[COLOURS[name]],
+        linewidths=[width],
+        linestyles=[_style(name)],
+    )
+    lines.set_path_effects(_halo(width + 0.7))
+
+
+def _style(name: str) -> Any:
+    """Solid for references, dashed for predictions, dotted for the coarse tumor."""
+    if name.startswith("reference"):
+        return "solid"
+    return (0, (1.5, 0.7)) if name.startswith("coarse") else (0, (3.5, 1.2))
+
+
+def _rectangle(axis: "Axes", view: _Field) -> None:
+    from matplotlib.patches import Rectangle
+
+    corner = (view.x - view.side / 2, view.y - view.side / 2)
+    axis.add_patch(
+        Rectangle(corner, view.side, view.side, fill=False, edgecolor="white", linewidth=0.7, linestyle=(0, (4, 2)))
+    )
+
+
+def _caption(axis: "Axes", text: str) -> None:
+    axis.text(
+        0.04,
+        0.96,
+        text,
+        transform=axis.transAxes,
+        color="white",
+        fontsize=6.5,
+        ha="left",
+        va="top",
+        path_effects=_halo(1.8),
+    )
+
+
+def _halo(width: float) -> list[Any]:
+    """A dark edge that keeps lines and letters readable on bright tissue."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    return [Stroke(linewidth=width, foreground="black"), Normal()]
+
+
+def _legend() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=colour, linestyle=_style(name), linewidth=1.8, label=name)
+        for name, colour in COLOURS.items()
+    ]

@@ -1,0 +1,245 @@
+"""What run folders say: which runs exist, which of them can be counted, and why the others cannot.
+
+A run is counted when it and its evaluation are ``done``, the evaluation is of the run's own weights, and it holds rows for the
+view asked for. Everything else stays visible as a record with a reason.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard.policies import RAW_COLUMNS
+from dgbench.protocol import one_line
+from dgbench.store.atomic import read_json
+from dgbench.store.folder import SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Which of the stored rows a table is made of, and which policy resolves undefined values."""
+
+    setting: str = "F-Seg"
+    threshold: float = 0.5
+    checkpoint: str = "source-val"
+    policy: str = "default"
+
+    @property
+    def official(self) -> bool:
+        """Whether this is the view that is ranked (protocol: F-Seg, threshold 0.5, source-val checkpoint, default policy)."""
+        return self == OFFICIAL
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the ROI comes from the reference label, so that the setting is informed by the held-out center."""
+        return self.setting.endswith("-Mask")
+
+
+OFFICIAL = View()
+
+
+class _Evaluated(BaseModel):
+    """What an evaluation's ``spec.json`` says about the weights and the cases it is of."""
+
+    train_keys: dict[str, str]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run. ``rows`` are its held-out case rows in the view; they are absent exactly where ``reason`` says why.
+
+    ``data`` names the data it depends on: runs that give one name different identities are not comparable.
+    """
+
+    folder: str
+    spec: RunSpec
+    updated: str
+    data: Mapping[str, str]
+    reason: str | None = None
+    rows: "pd.DataFrame | None" = None
+
+    def without_rows(self, reason: str) -> "Record":
+        """The same record, not counted, because of ``reason``."""
+        return replace(self, rows=None, reason=" ".join(reason.split()))
+
+
+def read_records(
+    root: Path, protocol: str, view: View, keep: Callable[[RunSpec], bool]
+) -> tuple[list[Record], list[str]]:
+    """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
+
+    The shared pancreas runs are no rows of a leaderboard. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
+    """
+    problems: list[str] = []
+
+    def note(path: Path, error: DgbenchError) -> None:
+        if path.relative_to(root).parts[0] == protocol:
+            problems.append(_below(root, error))
+
+    specs = ((run, run.spec) for run in iter_runs(root, note))
+    runs = [
+        run
+        for run, spec in specs
+        if spec.protocol.name == protocol and spec.method.name != SHARED_METHOD and keep(spec)
+    ]
+    return [_record(run, view) for run in runs], problems
+
+
+def _record(run: RunFolder, view: View) -> Record:
+    spec = run.spec
+    record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
+    try:
+        status = run.status
+        record = replace(record, updated=status.updated or "")
+        if status.state != "done":
+            return record.without_rows(_state(status))
+        if not (run.evaluation / "status.json").exists():
+            return record.without_rows("evaluation missing")
+        evaluation = read_status(run.evaluation)
+        if evaluation.state != "done":
+            return record.without_rows(f"evaluation {_state(evaluation)}")
+        evaluated = _Evaluated.model_validate(read_json(run.evaluation / "spec.json"))
+        trained = {stage: reference.key for stage, reference in spec.stages.items()}
+        other = sorted(stage for stage, key in evaluated.train_keys.items() if trained.get(stage) != key)
+        if other:
+            return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
+        record = replace(record, data={**record.data, f"evaluated {spec.heldout}": evaluated.fingerprint})
+        return _select(record, run.cases(), view)
+    except DgbenchError as error:
+        return record.without_rows(_below(run.root, error))
+    except ValidationError as error:
+        return record.without_rows(f"evaluation/spec.json: {one_line(error)}")
+
+
+def _state(status: Status) -> str:
+    return f"{status.state}: {status.reason}" if status.reason else status.state
+
+
+def _below(root: Path, error: DgbenchError) -> str:
+    """The message with paths relative to the runs root, so that a table can be shared."""
+    return str(error).replace(f"{root}/", "")
+
+
+def _select(record: Record, cases: "pd.DataFrame", view: View) -> Record:
+    """The record with its held-out rows in ``view``, or with the reason why it has none."""
+    import numpy as np
+
+    lacking = [column for column in RAW_COLUMNS if column not in cases]
+    if lacking:
+        return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
+    chosen = (cases["role"] == "held-out").to_numpy()
+    matches = {
+        "setting": cases["setting"] == view.setting,
+        "checkpoint": cases["checkpoint"] == view.checkpoint,
+        "threshold": np.isclose(cases["threshold"], view.threshold, atol=1e-6),
+    }
+    for column, match in matches.items():
+        before, chosen = chosen, chosen & np.asarray(match)
+        if not chosen.any():
+            known = ", ".join(map(str, sorted(set(cases[column][before])))) or "no held-out rows"
+            return record.without_rows(f"evaluation holds no {column} {getattr(view, column)} (stored: {known})")
+    rows = cases.loc[chosen, list(RAW_COLUMNS)]
+    twice = rows["case"].duplicated()
+    if twice.any():
+        return record.without_rows(f"evaluation holds case {rows['case'][twice].iloc[0]} more than once")
+    return replace(record, rows=rows)
+
+
+def comparable_groups(records: list[Record]) -> list[list[Record]]:
+    """Records split so that no group holds two identities of the same data; newest first, each record in the first group it fits.
+
+    A phantom's fingerprint names its recipe and is the same for every split. That of patient data covers the sources of one split only,
+    since nothing may read the held-out center before evaluation: it can differ between splits of the same data.
+    """
+    groups: list[tuple[dict[str, str], list[Record]]] = []
+    for record in sorted(records, key=lambda record: (record.updated, record.folder), reverse=True):
+        for data, members in groups:
+            if all(data.get(name, identity) == identity for name, identity in record.data.items()):
+                data.update(record.data)
+                members.append(record)
+                break
+        else:
+            groups.append((dict(record.data), [record]))
+    return [members for _, members in groups]
+
+
+def refuse_partial(records: list[Record]) -> list[Record]:
+    """The records, those without all cases that another run of the same held-out center was evaluated on no longer counted."""
+    known: dict[str, set[str]] = {}
+    for record in records:
+        if record.rows is not None:
+            known.setdefault(record.spec.heldout, set()).update(record.rows["case"])
+    checked = []
+    for record in records:
+        expected = len(known.get(record.spec.heldout, ()))
+        partial = record.rows is not None and len(record.rows) < expected
+        cases = 0 if record.rows is None else len(record.rows)
+        checked.append(record.without_rows(f"evaluated {cases} of {expected} cases") if partial else record)
+    return checked
+
+
+def retarget(command: str, heldout: str, seed: int) -> str:
+    """A run's command line with another held-out center and seed."""
+    words: list[str] = []
+    skip = False
+    for word in shlex.split(command):
+        option, _, value = word.partition("=")
+        if skip or option in ("--heldout", "--seed"):
+            skip = not skip and not value
+            continue
+        words.append(word)
+    return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
+
+
+def preset_overrides(command: str) -> tuple[str, ...]:
+    """The ``--set preset.…`` assignments of a run's command line, sorted: what a modified preset was changed to."""
+    words = shlex.split(command)
+    assignments = [value for option, value in pairwise(words) if option == "--set"]
+    assignments += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
+    return tuple(sorted(value for value in assignments if value.startswith("preset.")))
+
+
+class RowKey(NamedTuple):
+    """What makes two runs seeds or centers of the same row; ``config`` as JSON."""
+
+    method: str
+    version: int
+    config: str
+    modified: bool
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> "RowKey":
+        """The row that a run belongs to."""
+        modified = spec.protocol.modified
+        overrides = preset_overrides(spec.command) if modified else ()
+        config = json.dumps(spec.method.config, sort_keys=True)
+        return cls(spec.method.name, spec.method.version, config, modified, overrides)
+
+
+def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
+    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides."""
+    keys = list(rows)
+    labels = {}
+    for key in keys:
+        siblings = [other for other in keys if other.method == key.method]
+        configs = [json.loads(other.config) for other in siblings]
+        parts = [f"v{key.version}"] if len({other.version for other in siblings}) > 1 else []
+        parts += [
+            f"{option}={value}"
+            for option, value in json.loads(key.config).items()
+            if any(config.get(option) != value for config in configs)
+        ]
+        parts += key.overrides
+        labels[key] = f"{key.method} ({', '.join(parts)})" if parts else key.method
+    return labels

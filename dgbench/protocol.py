@@ -1,0 +1,354 @@
+"""What is the same for every row of a leaderboard: task, centers, stages, budget, inference and metrics, typed and versioned.
+
+A protocol is a YAML file (``protocols/*.yaml``). :meth:`Protocol.resolve` picks one preset and applies overrides; what comes out
+enters every key, so nothing that could change a number is left outside.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dgbench.errors import DgbenchError, suggest
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+PROBABILITY = Annotated[float, Field(ge=0, le=1)]
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` itself if it can be a folder name on every system; else a DgbenchError that says what is allowed."""
+    if not SAFE_NAME.fullmatch(name):
+        raise DgbenchError(
+            f"{what} {name!r} cannot be used: letters, digits, '_', '-' and '.' only, at most 64, starting with a letter or digit"
+        )
+    return name
+
+
+class Frozen(BaseModel):
+    """Base of every configuration object: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Window(Frozen):
+    """Clip to [low, high] in the image's own units (HU for CT) and scale linearly to [0, 1]."""
+
+    kind: Literal["window"] = "window"
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"window low {self.low} must be below high {self.high}")
+        return self
+
+
+class Percentile(Frozen):
+    """Clip each image to its own percentiles and scale linearly to [0, 1]; for intensities without a unit (MRI)."""
+
+    kind: Literal["percentile"] = "percentile"
+    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high: Annotated[float, Field(gt=50, le=100)] = 99.5
+
+
+class Task(Frozen):
+    """What a network sees and answers: dimensions, channels, voxel spacing (mm, z y x) and intensity normalisation."""
+
+    ndim: Literal[2, 3] = 3
+    in_channels: Annotated[int, Field(ge=1)] = 1
+    out_channels: Annotated[int, Field(ge=1)] = 1
+    spacing: tuple[Annotated[float, Field(gt=0)], ...]
+    intensity: Annotated[Window | Percentile, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _dimensions(self) -> Self:
+        if len(self.spacing) != self.ndim:
+            raise ValueError(f"spacing has {len(self.spacing)} entries, the task has {self.ndim} dimensions")
+        return self
+
+    def voxels(self, millimetres: Sequence[float]) -> tuple[int, ...]:
+        """Lengths in mm per axis as whole voxels of this task, rounded up."""
+        return tuple(int(-(-mm // step)) for mm, step in zip(millimetres, self.spacing, strict=True))
+
+
+class Roi(Frozen):
+    """Where a stage looks: a box around ``labels`` of the reference (training, validation, `Mask` chain) or around the prediction of stage
+    ``source`` (`Seg` chain and every later stage), widened by a margin in mm (z, y, x)."""
+
+    source: str
+    labels: tuple[int, ...]
+    margin_mm: tuple[float, ...]
+    mask_margin_mm: tuple[float, ...]
+
+
+class Stage(Frozen):
+    """One network of the cascade. ``code`` names its settings in tables (a stage under test gives ``<code>-Seg`` and ``<code>-Mask``).
+    ``recipe`` names the method that trains it whatever the method under test (the pancreas stages);
+    ``support_centers`` adds the centers that carry no tumor labels; ``downsample`` is an integer factor on every axis."""
+
+    code: str
+    target: tuple[int, ...]
+    roi: Roi | None = None
+    downsample: Annotated[int, Field(ge=1)] = 1
+    recipe: str | None = None
+    support_centers: bool = False
+
+
+class Augmentation(Frozen):
+    """The augmentation that every method trains under (paper IV.C: rotation, mirroring, noise)."""
+
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    rotation_p: PROBABILITY = 0.5
+    flip_p: PROBABILITY = 0.5
+    noise_sd: Annotated[float, Field(ge=0)] = 0.1
+    noise_p: PROBABILITY = 0.5
+
+
+class Inference(Frozen):
+    """How a stage is applied to a case (protocol.md §2, dual-task sheet §4)."""
+
+    whole_roi_voxels: Annotated[int, Field(gt=0)]
+    window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    component_fraction: PROBABILITY | None = 0.5
+    minimum_voxels: Annotated[int, Field(ge=1)] = 10
+    fine_rounds: Annotated[int, Field(ge=1)] = 1
+    round_minimum_voxels: Annotated[int, Field(ge=1)] = 80
+    round_stop_dice: PROBABILITY = 0.92
+
+
+class Metrics(Frozen):
+    """Constants of the case metrics: distances in mm; a lesion counts as found at ``detection_overlap``."""
+
+    nsd_tolerance_mm: Annotated[float, Field(gt=0)] = 2.0
+    assd_constant_mm: Annotated[float, Field(gt=0)] = 40.0
+    hd95_constant_mm: Annotated[float, Field(gt=0)] = 100.0
+    detection_overlap: PROBABILITY = 0.1
+
+
+class StageBudget(Frozen):
+    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate."""
+
+    crop: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...]
+    draws: Annotated[int, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0)]
+
+
+class PhantomSize(Frozen):
+    """Which phantom a preset trains on (``dgbench.data.phantom.PhantomRecipe``)."""
+
+    size: Literal["tiny", "small", "full"] = "small"
+    cases: Annotated[int, Field(gt=0)]
+    seed: int = 0
+    shift: dict[str, float] = {}
+
+
+class Preset(Frozen):
+    """One size of a protocol. Only ranked presets enter a ranking; a preset with overrides never does."""
+
+    ranked: bool
+    width: Annotated[int, Field(gt=0, multiple_of=8)]
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    validations: Annotated[int, Field(ge=1)]
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    tta: bool = True
+    thresholds: tuple[PROBABILITY, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    checkpoints: tuple[Literal["source-val", "last-step"], ...] = ("source-val", "last-step")
+    precision: dict[Literal["cpu", "cuda"], Literal["fp32", "bf16"]] = {"cpu": "fp32", "cuda": "bf16"}
+    workers: Annotated[int, Field(ge=0)] = 0
+    phantom: PhantomSize | None = None
+    stages: dict[str, StageBudget]
+
+    @model_validator(mode="after")
+    def _official_view(self) -> Self:
+        if 0.5 not in self.thresholds or "source-val" not in self.checkpoints:
+            raise ValueError("thresholds must hold 0.5 and checkpoints source-val: the official ranking is of these")
+        return self
+
+
+class Protocol(Frozen):
+    """The scientific contract of one leaderboard. ``centers`` are held out in turn; ``support_centers`` (no tumor labels) are only ever
+    sources, and only of stages that ask for them. Stages are listed in the order of inference."""
+
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    title: str
+    kind: Literal["phantom", "patient"]
+    centers: tuple[str, ...]
+    support_centers: tuple[str, ...] = ()
+    labels: dict[str, int]
+    task: Task
+    upsample: Literal["trilinear", "nearest"] = "trilinear"
+    stages: dict[str, Stage]
+    validation_fraction: PROBABILITY = 0.15
+    augmentation: Augmentation = Augmentation()
+    inference: Inference
+    metrics: Metrics = Metrics()
+    presets: dict[str, Preset]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in (self.name, *self.centers, *self.support_centers, *self.stages):
+            check_name(name, "name")
+        known = set(self.labels.values())
+        for name, stage in self.stages.items():
+            labels = set(stage.target) | set(stage.roi.labels if stage.roi else ())
+            if not labels <= known:
+                raise ValueError(
+                    f"stage {name!r} names labels {sorted(labels - known)} that the protocol does not define"
+                )
+            earlier = list(self.stages)[: list(self.stages).index(name)]
+            if stage.roi and stage.roi.source not in earlier:
+                raise ValueError(
+                    f"stage {name!r} takes its ROI from {stage.roi.source!r}, which is not an earlier stage"
+                )
+        for name, preset in self.presets.items():
+            if set(preset.stages) != set(self.stages):
+                raise ValueError(f"preset {name!r} must give a budget for exactly the stages {list(self.stages)}")
+            for stage_name, budget in preset.stages.items():
+                if len(budget.crop) != self.task.ndim:
+                    raise ValueError(
+                        f"preset {name!r}, stage {stage_name!r}: crop has {len(budget.crop)} entries for {self.task.ndim} dimensions"
+                    )
+        return self
+
+    def resolve(self, preset: str, overrides: Mapping[str, str] | None = None) -> "ResolvedProtocol":
+        """This protocol with one preset and ``overrides`` (dotted paths below the preset, values in YAML) applied.
+
+        Raises DgbenchError for an unknown preset or key or an unfit value.
+        """
+        if preset not in self.presets:
+            raise DgbenchError(f"unknown preset {preset!r} for protocol {self.name!r}{suggest(preset, self.presets)}")
+        raw = self.presets[preset].model_dump(mode="json")
+        for path, text in (overrides or {}).items():
+            _assign(raw, path, text)
+        fields = self.model_dump(mode="json", exclude={"presets"})
+        try:
+            chosen = Preset.model_validate(raw)
+            self.model_validate({**fields, "presets": {preset: raw}})
+        except ValidationError as error:
+            raise DgbenchError(f"--set preset.…: {one_line(error)}") from None
+        return ResolvedProtocol(
+            protocol=self,
+            preset_name=preset,
+            preset=chosen,
+            modified=_numeric(chosen) != _numeric(self.presets[preset]),
+        )
+
+
+class ResolvedProtocol(Frozen):
+    """A protocol, one of its presets after overrides, and whether the overrides changed it (then it is never ranked)."""
+
+    protocol: Protocol
+    preset_name: str
+    preset: Preset
+    modified: bool
+
+    @property
+    def ranked(self) -> bool:
+        """Whether runs of this preset may be ranked."""
+        return self.preset.ranked and not self.modified
+
+    def cases_per_step(self, stage: str) -> int:
+        """K of protocol.md §1: the number of source centers of a leave-one-center-out split, for every split of this protocol."""
+        support = len(self.protocol.support_centers) if self.protocol.stages[stage].support_centers else 0
+        return max(1, len(self.protocol.centers) - 1) + support
+
+    def steps(self, stage: str, draws_factor: int = 1) -> int:
+        """Training steps of ``stage``: its draws divided by the cases of a step."""
+        return max(1, self.preset.stages[stage].draws * draws_factor // self.cases_per_step(stage))
+
+    def margin(self, stage: str, *, oracle: bool) -> tuple[int, ...]:
+        """ROI margin of ``stage`` in voxels: the `Mask` margin with ``oracle``, else the `Seg` one; zeros without a ROI rule."""
+        roi = self.protocol.stages[stage].roi
+        if roi is None:
+            return (0,) * self.protocol.task.ndim
+        return self.protocol.task.voxels(roi.mask_margin_mm if oracle else roi.margin_mm)
+
+    def identity(self, stage: str | None = None) -> dict[str, Any]:
+        """Everything of the resolved protocol that can change the numbers of a run, or of the training of one ``stage``; plain JSON."""
+        fields = self.protocol.model_dump(mode="json", exclude={"presets", "title"})
+        preset = {**_numeric(self.preset), "phantom": None}
+        if stage is not None:
+            del fields["metrics"]
+            validated_with = ("whole_roi_voxels", "window_overlap")  # of inference, all that source validation uses
+            fields["inference"] = {key: fields["inference"][key] for key in validated_with}
+            roi = self.protocol.stages[stage].roi
+            fields["roi_target"] = list(self.protocol.stages[roi.source].target) if roi else None
+            fields["stages"] = {stage: fields["stages"][stage]}
+            preset = {key: value for key, value in preset.items() if key not in {"tta", "thresholds", "checkpoints"}}
+            preset["stages"] = {stage: preset["stages"][stage]}
+        return {**fields, "preset": preset}
+
+
+def _numeric(preset: Preset) -> dict[str, Any]:
+    """What of a preset can change a number, as plain JSON."""
+    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "ranked"})
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error as one line: each wrong place with its reason."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors()
+    )
+
+
+def _assign(tree: dict[str, Any], path: str, text: str) -> None:
+    *parents, leaf = path.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parents):
+        if not isinstance(node, dict) or part not in node:
+            known = node if isinstance(node, dict) else ()
+            raise DgbenchError(
+                f"--set preset.{path}: unknown key {'.'.join(parents[: depth + 1])!r}{suggest(part, known)}"
+            )
+        node = node[part]
+    if not isinstance(node, dict) or leaf not in node:
+        raise DgbenchError(
+            f"--set preset.{path}: unknown key {leaf!r}{suggest(leaf, node if isinstance(node, dict) else ())}"
+        )
+    node[leaf] = parse_value(text)
+
+
+def parse_value(text: str) -> Any:
+    """A command-line value read as YAML (``1e-3`` too, which YAML 1.1 alone would keep as text)."""
+    try:
+        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DgbenchError(f"cannot read the value {text!r}: {' '.join(str(error).split())}") from None
+
+
+def protocol_folder() -> Path:
+    """Where the protocol files are: inside the installed package, else in the checkout."""
+    packaged = Path(str(resources.files("dgbench"))) / "_protocols"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "protocols"
+
+
+def protocol_names() -> list[str]:
+    """Names of the shipped protocols, sorted."""
+    return sorted(path.stem for path in protocol_folder().glob("*.yaml"))
+
+
+def load_protocol(name_or_path: str) -> Protocol:
+    """A shipped protocol by name, or any YAML file by path (ending in .yaml or .yml). Raises DgbenchError when there is none or it is
+    invalid."""
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise DgbenchError(f"protocol file {path} does not exist")
+    else:
+        if name_or_path not in protocol_names():
+            raise DgbenchError(f"unknown protocol {name_or_path!r}{suggest(name_or_path, protocol_names())}")
+        path = protocol_folder() / f"{name_or_path}.yaml"
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Protocol.model_validate(raw)
+    except yaml.YAMLError as error:
+        raise DgbenchError(f"protocol {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise DgbenchError(f"protocol {path.name}: {one_line(error)}") from None

@@ -1,0 +1,40 @@
+"""One training job: a stage of a run, with everything it needs and nothing of the held-out center."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgbench.data.case import Case, Center
+from dgbench.data.splits import Split
+from dgbench.info import MethodConfig, MethodInfo
+from dgbench.protocol import ResolvedProtocol
+
+RECIPE = 1
+"""Raised when the harness's numerics change, so that no old result is taken for a new one (protocol.md §3)."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """``cases`` are the source cases of ``split`` (training and validation) and no other; ``centers`` only tells the read guard which
+    files exist; ``identity`` is what ``key`` was computed from."""
+
+    stage: str
+    resolved: ResolvedProtocol
+    info: MethodInfo
+    config: MethodConfig
+    split: Split
+    cases: tuple[Case, ...]
+    centers: tuple[Center, ...]
+    seed: int
+    cache: Path
+    folder: Path
+    key: str
+    identity: dict[str, Any]
+    device: str
+    precision: str
+    threads: int
+
+    @property
+    def steps(self) -> int:
+        """Training steps, from the protocol's draws and the method's factor on them."""
+        return self.resolved.steps(self.stage, self.info.draws_factor)

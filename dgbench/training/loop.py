@@ -1,0 +1,357 @@
+"""The step loop: one stage of one run, resumable to the byte at any step (protocol.md §3).
+
+Nothing that influences a step survives in memory alone: batches, augmentation, dropout and method randomness are functions of (seed, step);
+weights, optimiser states and method memories are in the checkpoint; log lines after the checkpoint are dropped when it is resumed.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from traceback import clear_frames
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from dgbench.data.guard import guarding
+from dgbench.data.preparation import PreparedCase, prepare_case
+from dgbench.data.sampling import CropDataset, check_sampling
+from dgbench.data.splits import center_of
+from dgbench.errors import DgbenchError, Interrupted
+from dgbench.method import Batch, Method, Setup, ValidationRow
+from dgbench.nets import Backbone
+from dgbench.registry import load_class
+from dgbench.seeds import derive_seed
+from dgbench.store.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
+from dgbench.store.checkpoint_file import (
+    flatten_state,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    unflatten_state,
+)
+from dgbench.training.interrupt import StopRequest, stop_requests
+from dgbench.training.job import TrainJob
+from dgbench.training.schedule import poly_lr
+from dgbench.training.step import AdamMaker, TrainingContext, phase_ends
+from dgbench.training.validation import center_mean, stage_predictor, validate
+
+LOG_EVERY = 20
+LOGS = ("steps", "validation", "times")
+
+
+class Report(Protocol):
+    """Receives progress: units done, units in all, and a short text."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None: ...
+
+
+@dataclass
+class TrainingState:
+    """What a checkpoint holds besides tensors: steps done, and the best source validation so far."""
+
+    step: int = 0
+    best_step: int | None = None
+    best_dsc: float = float("-inf")
+
+
+@dataclass
+class StageTraining:
+    """A stage in memory: method, optimisers, data, log buffers."""
+
+    job: TrainJob
+    method: Method[Any]
+    optimizers: list[Optimizer]
+    device: torch.device
+    train_cases: list[PreparedCase]
+    validation_cases: list[PreparedCase]
+    state: TrainingState = field(default_factory=TrainingState)
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    clock: float = field(default_factory=time.monotonic)
+
+
+def train(job: TrainJob, report: Report) -> None:
+    """Train ``job`` to its end, from its last checkpoint if it has one; the folder then holds best, last, logs and result.json.
+
+    Raises DgbenchError for a loss that is not finite or a checkpoint of another job, Interrupted after a stop signal (state saved).
+    """
+    torch.set_num_threads(job.threads)
+    if (
+        job.device == "cuda"
+    ):  # on the CPU every operation used here is deterministic already, and the switch costs seconds of imports
+        torch.use_deterministic_algorithms(True)
+    allowed = frozenset(job.split.train + job.split.validation)
+    with guarding(allowed, job.centers), stop_requests() as stop:
+        training = _build(job, report)
+        _resume(training, report)
+        _run(training, stop, report)
+        _finish(training)
+
+
+def build_method(job: TrainJob, device: torch.device) -> Method[Any]:
+    """The method with initial weights drawn from the run's initialisation seed."""
+    resolved, preset = job.resolved, job.resolved.preset
+    task = resolved.protocol.task
+
+    def build_backbone(**changes: Any) -> Backbone:
+        options = {
+            "ndim": task.ndim,
+            "in_channels": task.in_channels,
+            "out_channels": task.out_channels,
+            "width": preset.width,
+            "upsample": resolved.protocol.upsample,
+        }
+        return Backbone(**{**options, **changes})
+
+    roi = resolved.protocol.stages[job.stage].roi
+    is_fine = (
+        roi is not None and resolved.protocol.stages[roi.source].target == resolved.protocol.stages[job.stage].target
+    )
+    setup = Setup(task, job.stage, is_fine, len(job.split.sources), job.steps, build_backbone)
+    torch.manual_seed(derive_seed(job.seed, "initialisation", job.stage))
+    method = load_class(job.info)(job.config, setup)
+    return method.to(device)
+
+
+def _build(job: TrainJob, report: Report) -> StageTraining:
+    device = torch.device(job.device)
+    cases = {case.id: case for case in job.cases}
+    prepared = {}
+    wanted = [*job.split.train, *job.split.validation]
+    for index, case_id in enumerate(wanted):
+        prepared[case_id] = prepare_case(cases[case_id], job.resolved.protocol, job.cache)
+        report(index + 1, len(wanted), "preparing cases")
+    method = build_method(job, device)
+    make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
+    optimizers = list(method.configure_optimizers(make))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+    return StageTraining(
+        job,
+        method,
+        optimizers,
+        device,
+        [prepared[case_id] for case_id in job.split.train],
+        [prepared[case_id] for case_id in job.split.validation],
+    )
+
+
+def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
+    job, method, state = training.job, training.method, training.state
+    total = job.steps
+    ends = phase_ends(method.phases(), total, job.info.name)
+    validations = _validation_steps(total, job.resolved.preset.validations)
+    for step, batch in _batches(training, state.step, total):
+        index = next(i for i, end in enumerate(ends) if step < end)
+        phase = method.phases()[index]
+        context = TrainingContext(
+            derive_seed(job.seed, job.stage),
+            step,
+            total,
+            phase.name,
+            training.optimizers,
+            training.device,
+            job.precision,
+        )
+        factor = poly_lr(step, total)
+        for optimizer in training.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        torch.manual_seed(derive_seed(job.seed, "step", job.stage, step))
+        losses = _one_step(method, batch, context, learns=phase.learns)
+        training.pending.append({"step": step + 1, "phase": phase.name, "lr_factor": factor, **losses})
+        state.step = step + 1
+        if state.step == ends[index]:
+            method.on_phase_end(phase.name)
+        validated = state.step in validations
+        stopped = stop.signal_name  # read once: a signal that comes later waits for the next step
+        saving = validated or stopped is not None or state.step % job.resolved.preset.checkpoint_every == 0
+        if saving or len(training.pending) >= LOG_EVERY:
+            _flush(training)
+        if saving:
+            _check_weights(training)
+        if validated:
+            _validate(training)
+        if saving:
+            _save(training)
+        best = "" if state.best_step is None else f"source-val DSC {100 * state.best_dsc:.1f}"
+        report(state.step, total, best)
+        if stopped is not None and state.step < total:
+            raise Interrupted(
+                f"{job.stage}: stopped by {stopped} after step {state.step} of {total}; the same command goes on from there"
+            )
+
+
+def _one_step(method: Method[Any], batch: Batch, context: TrainingContext, *, learns: bool) -> Mapping[str, Tensor]:
+    if learns:
+        method.train()
+        losses = method.train_step(batch, context)
+    else:
+        method.eval()
+        with torch.no_grad(), context.autocast():
+            method.observe(batch, context)
+        losses = {}
+    method.on_step_end(context)
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[int, Batch]]:
+    job = training.job
+    positions = {name: index for index, name in enumerate(job.split.sources)}
+    k = job.resolved.cases_per_step(job.stage)
+    plan = [training.method.sampling(step, total) for step in range(total)]
+    for step, sampling in enumerate(plan):
+        check_sampling(sampling, k, len(positions), f"{job.stage}: method {job.info.name}: sampling() at step {step}")
+    dataset = CropDataset(
+        cases=training.train_cases,
+        domains=[positions[center_of(case_id)] for case_id in job.split.train],
+        stage=job.resolved.protocol.stages[job.stage],
+        crop=job.resolved.preset.stages[job.stage].crop,
+        k=k,
+        seed=derive_seed(job.seed, job.stage),
+        augmentation=job.resolved.protocol.augmentation,
+        plan=plan,
+        donors="donor" in job.info.needs,
+    )
+    workers = job.resolved.preset.workers
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=range(start, total),
+        num_workers=workers,
+        # a forked worker inherits the read guard; in a job's process the default is to spawn, and a spawned one would not
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=training.device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),
+    )
+    try:
+        for step, tensors in zip(range(start, total), loader, strict=True):
+            yield step, Batch(**tensors).to(training.device)
+    except DgbenchError as error:  # a loader worker's comes wrapped in its trace, with our line last
+        clear_frames(error.__traceback__)  # they hold the loader, whose workers would outlive this training
+        *trace, line = str(error).strip().splitlines()
+        raise type(error)(line.partition(": ")[2] if trace else line) from None
+
+
+def _validation_steps(total: int, count: int) -> frozenset[int]:
+    """``count`` equal fractions of the budget, the last one its end."""
+    return frozenset(max(1, round(total * (index + 1) / count)) for index in range(count))
+
+
+def _validate(training: StageTraining) -> None:
+    job, state = training.job, training.state
+    predictor = stage_predictor(training.method, job.stage, job.resolved, training.device, job.precision, tta=False)
+    scores = validate(training.validation_cases, job.stage, predictor, job.resolved)
+    centers = [center_of(case_id) for case_id in job.split.validation]
+    append_jsonl(
+        job.folder / "validation.jsonl",
+        *(
+            {"step": state.step, "case": case_id, "center": center, "dsc": score if score == score else None}
+            for case_id, center, score in zip(job.split.validation, centers, scores, strict=True)
+        ),
+    )
+    training.method.on_validation(
+        [ValidationRow(job.split.sources.index(center), score) for center, score in zip(centers, scores, strict=True)],
+        state.step,
+    )
+    mean = center_mean(scores, centers)
+    if mean > state.best_dsc:
+        state.best_dsc, state.best_step = mean, state.step
+        tensors, structure = flatten_state(training.method.state_dict())
+        save_checkpoint(job.folder / "best", tensors, {"key": job.key, "step": state.step, "state": structure})
+
+
+def _flush(training: StageTraining) -> None:
+    """Write the buffered log lines; a loss that is not finite ends the run before it can reach a checkpoint."""
+    rows = [{name: _number(value) for name, value in row.items()} for row in training.pending]
+    training.pending.clear()
+    for row in rows:
+        broken = [name for name, value in row.items() if isinstance(value, float) and not isfinite(value)]
+        if broken:
+            raise _diverged(training, f"{', '.join(broken)} is {row[broken[0]]} at step {row['step']}")
+    append_jsonl(training.job.folder / "steps.jsonl", *rows)
+    now = time.monotonic()
+    if rows:
+        seconds = {"step": rows[-1]["step"], "steps": len(rows), "seconds": round(now - training.clock, 6)}
+        append_jsonl(training.job.folder / "times.jsonl", seconds)
+    training.clock = now
+
+
+def _check_weights(training: StageTraining) -> None:
+    """A finite loss can have a gradient that is not: weights are looked at before they are validated or saved."""
+    finite = [parameter.isfinite().all() for parameter in training.method.parameters()]
+    if not bool(torch.stack(finite).all()):
+        raise _diverged(training, f"a weight is not finite after step {training.state.step}")
+
+
+def _diverged(training: StageTraining, what: str) -> DgbenchError:
+    kept = "the last good state is kept" if has_checkpoint(training.job.folder / "last") else "no state was saved yet"
+    stage = training.job.stage
+    return DgbenchError(f"{stage}: {what} — lower the learning rate (--set preset.stages.{stage}.lr=…); {kept}")
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, Tensor) else value
+
+
+def _save(training: StageTraining) -> None:
+    state = training.state
+    content = {
+        "method": training.method.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
+    }
+    tensors, structure = flatten_state(content)
+    meta = {"key": training.job.key, "step": state.step, "best_step": state.best_step, "state": structure}
+    meta["best_dsc"] = state.best_dsc if state.best_step is not None else None
+    for name in LOGS:
+        log = training.job.folder / f"{name}.jsonl"
+        if log.exists():
+            sync_file(log)  # no power cut may leave a checkpoint that is ahead of its log
+    save_checkpoint(training.job.folder / "last", tensors, meta)
+
+
+def _resume(training: StageTraining, report: Report) -> None:
+    job = training.job
+    if not has_checkpoint(job.folder / "last"):
+        for name in LOGS:
+            truncate_jsonl(job.folder / f"{name}.jsonl", last=0)
+        return
+    loaded = load_checkpoint(job.folder / "last")
+    if loaded.problem is not None:
+        report(0, job.steps, f"going on from {loaded.file.name}: {loaded.problem}")
+    tensors, meta = loaded.tensors, loaded.meta
+    if meta["key"] != job.key:
+        raise DgbenchError(
+            f"{job.folder}: the checkpoint belongs to another run ({meta['key'][:8]}, not {job.key[:8]}) — use --fresh to start over"
+        )
+    content = unflatten_state(tensors, meta["state"])
+    training.method.load_state_dict(content["method"])
+    for optimizer, saved in zip(training.optimizers, content["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    best = meta["best_dsc"]
+    training.state = TrainingState(meta["step"], meta["best_step"], float("-inf") if best is None else best)
+    kept = {name: truncate_jsonl(job.folder / f"{name}.jsonl", last=meta["step"]) for name in LOGS}
+    if kept["steps"] != meta["step"]:
+        raise DgbenchError(
+            f"{job.folder / 'steps.jsonl'}: {kept['steps']} of {meta['step']} rows are left — use --fresh to start over"
+        )
+
+
+def _finish(training: StageTraining) -> None:
+    job, state = training.job, training.state
+    if state.best_step is None:
+        raise DgbenchError(f"{job.stage}: no source-validation case gave a Dice, so no checkpoint could be selected")
+    write_json(
+        job.folder / "result.json",
+        {
+            "steps": state.step,
+            "draws": state.step * job.resolved.cases_per_step(job.stage),
+            "best_step": state.best_step,
+            "best_dsc": state.best_dsc,
+            "parameters": sum(parameter.numel() for parameter in training.method.parameters()),
+        },
+    )

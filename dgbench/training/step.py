@@ -1,0 +1,79 @@
+"""What a method gets during one step on one device (the :class:`dgbench.method.StepContext` of training), and the protocol's optimiser."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from dgbench.errors import DgbenchError
+from dgbench.method import Phase
+from dgbench.seeds import derive_seed
+
+
+@dataclass
+class TrainingContext:
+    """Counter-based randomness, precision and optimiser calls of one step."""
+
+    seed: int = 0
+    step: int = 0
+    total_steps: int = 1
+    phase: str = "train"
+    optimizers: Sequence[Optimizer] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+
+    def generator(self, *axes: str | int) -> torch.Generator:
+        """See :class:`dgbench.method.StepContext`."""
+        return torch.Generator(self.device).manual_seed(derive_seed(self.seed, "method", *axes, self.step))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """See :class:`dgbench.method.StepContext`."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def backward(self, loss: Tensor, optimizer: Optimizer | None = None) -> None:
+        """See :class:`dgbench.method.StepContext`."""
+        for chosen in self._chosen(optimizer):
+            chosen.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step_optimizer(self, optimizer: Optimizer | None = None) -> None:
+        """See :class:`dgbench.method.StepContext`."""
+        for chosen in self._chosen(optimizer):
+            chosen.step()
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """See :class:`dgbench.method.StepContext`."""
+        return tensor
+
+    def _chosen(self, optimizer: Optimizer | None) -> Sequence[Optimizer]:
+        return self.optimizers if optimizer is None else (optimizer,)
+
+
+@dataclass(frozen=True)
+class AdamMaker:
+    """Adam with L2 weight decay, as the paper trains (dual-task sheet §4)."""
+
+    lr: float
+    weight_decay: float
+
+    def __call__(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], *, lr_factor: float = 1.0
+    ) -> Optimizer:
+        return Adam(parameters, lr=self.lr * lr_factor, weight_decay=self.weight_decay)
+
+
+def phase_ends(phases: Sequence[Phase], total_steps: int, method: str) -> list[int]:
+    """The step after the last one of each phase; DgbenchError, naming ``method``, where the shares do not sum to 1."""
+    shares = [phase.share for phase in phases]
+    if not shares or abs(sum(shares) - 1) > 1e-9 or min(shares) < 0:
+        named = ", ".join(f"{phase.name} {phase.share:g}" for phase in phases) or "none"
+        raise DgbenchError(
+            f"method {method}: the shares of its phases ({named}) sum to {sum(shares):g} — they must sum to 1"
+        )
+    ends = [round(total_steps * sum(shares[: index + 1])) for index in range(len(shares))]
+    ends[-1] = total_steps
+    return ends

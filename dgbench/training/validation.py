@@ -1,0 +1,47 @@
+"""Source validation: Dice on label ROIs with a fixed margin, one pass, no flips (protocol.md §3)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dgbench.data.preparation import PreparedCase
+from dgbench.evaluation.metrics import dice
+from dgbench.inference.cascade import CHAIN_THRESHOLD, label_roi, predict_box
+from dgbench.inference.predictor import Predictor
+from dgbench.method import Method
+from dgbench.protocol import ResolvedProtocol
+
+
+def stage_predictor(
+    method: Method[Any], stage: str, resolved: ResolvedProtocol, device: torch.device, precision: str, *, tta: bool
+) -> Predictor:
+    """A predictor with the settings that ``resolved`` gives to ``stage``."""
+    inference = resolved.protocol.inference
+    window = resolved.preset.stages[stage].crop
+    return Predictor(method, window, inference.whole_roi_voxels, inference.window_overlap, tta, device, precision)
+
+
+def validate(
+    cases: Sequence[PreparedCase], stage: str, predictor: Predictor, resolved: ResolvedProtocol
+) -> list[float]:
+    """Dice (0..1) at threshold 0.5 of each case, inside its label ROI; NaN where reference and prediction are both empty."""
+    settings = resolved.protocol.stages[stage]
+    scores = []
+    for case in cases:
+        box = label_roi(case, stage, resolved)
+        probability, _ = predict_box(case, box, predictor, settings.downsample)
+        reference = np.isin(case.label_box(box.lo, box.hi), settings.target)
+        scores.append(dice(reference, probability >= CHAIN_THRESHOLD))
+    return scores
+
+
+def center_mean(scores: Sequence[float], centers: Sequence[str]) -> float:
+    """The mean over centers of the mean over cases; cases without a value are left out."""
+    means = []
+    for center in sorted(set(centers)):
+        own = [score for score, name in zip(scores, centers, strict=True) if name == center and not np.isnan(score)]
+        if own:
+            means.append(float(np.mean(own)))
+    return float(np.mean(means)) if means else float("nan")

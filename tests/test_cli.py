@@ -1,0 +1,445 @@
+"""The command line: what it prints, and that every mistake is one line on stderr with exit code 2 and nothing half-written."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from training_fixtures import Mini
+
+from dgbench.cli import call
+from dgbench.errors import DgbenchError
+from dgbench.evaluation.job import UNDEFINABLE
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Mini:
+    """Three sound centers, of which GAMMA is held out."""
+    return Mini.write(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture
+def mini(sound: Mini, tmp_path: Path) -> Mini:
+    """A copy of the data that a test may spoil."""
+    shutil.copytree(sound.data, tmp_path / "data")
+    return Mini(tmp_path / "data", sound.protocol, tmp_path / "cache")
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in this process, so that a test need not start three others."""
+    monkeypatch.setattr(
+        "dgbench.launch.execute.run_job", lambda function, job, title, crash: function(job, lambda *_: None)
+    )
+
+
+def run_arguments(mini: Mini, runs: Path, **changes: str | None) -> list[str]:
+    options: dict[str, str | None] = {"method": "erm", "heldout": "GAMMA", "protocol": str(mini.protocol)}
+    options |= {"preset": "mini", "data": str(mini.data), "cache": str(mini.cache), "runs": str(runs), "device": "cpu"}
+    options |= {"threads": "1", **changes}
+    return ["run", "--no-mlflow", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+
+
+def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line that answers ``arguments``."""
+    assert call(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+BAD_REQUESTS: dict[str, tuple[dict[str, str], str]] = {
+    "method": ({"method": "eerm"}, "unknown method 'eerm' — did you mean 'erm'? (known: "),
+    "method, not close": ({"method": "zzz"}, "unknown method 'zzz' — known: "),
+    "class, no module": ({"method": ":C"}, "method ':C': expected package.module:Class"),
+    "class, foreign": ({"method": "os:path"}, "method os:path: the class must carry `info`"),
+    "class, absent": ({"method": "json:Method"}, "method json:Method: module json has no class 'Method'"),
+    "class, not installed": (
+        {"method": "no_such.thing:C"},
+        "method no_such.thing:C: cannot import no_such.thing: ModuleNotFoundError: No module named 'no_such'",
+    ),
+    "center": ({"heldout": "GAMA"}, "unknown held-out center 'GAMA' for protocol 'mini' — did you mean 'GAMMA'?"),
+    "protocol": ({"protocol": "phantm"}, "unknown protocol 'phantm' — did you mean 'phantom'?"),
+    "protocol file": ({"protocol": "none.yaml"}, "protocol file none.yaml does not exist"),
+    "preset": ({"preset": "minni"}, "unknown preset 'minni' for protocol 'mini' — did you mean 'mini'?"),
+    "method key": ({"set": "lr=1"}, "--set lr: method 'erm' has no such key — known: none"),
+    "method key, close": (
+        {"method": "dualtask", "set": "view=2"},
+        "--set view: method 'dualtask' has no such key — did you mean 'views'?",
+    ),
+    "method value": ({"method": "dualtask", "set": "views=7"}, "method 'dualtask': views: Input should be 1 or 2"),
+    "preset key": (
+        {"set": "preset.stages.lesion.leraning=1"},
+        "--set preset.stages.lesion.leraning: unknown key 'leraning'",
+    ),
+    "preset key, close": ({"set": "preset.widht=8"}, "--set preset.widht: unknown key 'widht' — did you mean 'width'?"),
+    "preset value": ({"set": "preset.width=12"}, "width: Input should be a multiple of 8"),
+    "preset type": ({"set": "preset.tta=perhaps"}, "tta: Input should be a valid boolean"),
+    "set without =": ({"set": "width"}, "--set 'width': expected key=value"),
+    "set without key": ({"set": "=8"}, "--set '=8': expected key=value"),
+    "set, not YAML": ({"set": "preset.width=[8"}, "cannot read the value '[8'"),
+    "devices": ({"devices": "2"}, "--devices 2: one run uses one device in this version"),
+    "device": ({"device": "tpu"}, "unknown device 'tpu' — known: cpu, cuda"),
+    "seed": ({"seed": "-1"}, "--seed -1: a seed is a whole number from 0 up"),
+    "seed, no number": ({"seed": "x"}, "Invalid value for '--seed'"),
+    "threads": ({"threads": "0"}, "Invalid value for '--threads'"),
+    "option": ({"hedlout": "GAMMA"}, "No such option"),
+    "no data": ({"data": "nowhere"}, "data folder nowhere does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_a_mistaken_request_is_answered_before_anything_is_written(
+    name: str,
+    sound: Mini,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes, message = BAD_REQUESTS[name]
+    fresh = Mini(sound.data, sound.protocol, tmp_path / "cache")
+    assert message in mistake(capsys, run_arguments(fresh, tmp_path / "runs", **changes))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("what", ["--method", "--heldout"])
+def test_a_missing_option_is_named(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"--method": "erm", "--heldout": "RENJI"}
+    arguments = [word for name, value in given.items() if name != what for word in (name, value)]
+    assert mistake(capsys, ["run", *arguments]) == f"Missing option '{what}' — see `dgbench --help`"
+
+
+def test_a_runs_folder_that_cannot_be_written(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    for runs in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/runs")):
+        line = mistake(capsys, run_arguments(mini, runs))
+        assert line.startswith(f"{runs}")
+        assert "cannot be written" in line
+    assert (tmp_path / "file").read_text() == "not a folder"
+    assert not mini.cache.exists()
+
+
+def test_the_program_itself_ends_with_two_and_no_traceback(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("dgbench")
+    command = [str(program), "run", "--method", "eerm", "--heldout", "RENJI"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("error: unknown method 'eerm' — did you mean 'erm'?")
+    assert answer.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# --- bad data ---------------------------------------------------------------------------------------------------------------------
+
+
+def image_of(mini: Mini, center: str = "BETA") -> Path:
+    return mini.data / center / "imagesTr" / "case_01.nii.gz"
+
+
+def label_of(mini: Mini, center: str = "BETA") -> Path:
+    return mini.data / center / "labelsTr" / "case_01.nii.gz"
+
+
+def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
+    volume = sitk.ReadImage(str(path))
+    changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(volume)))
+    changed.SetSpacing(volume.GetSpacing())
+    sitk.WriteImage(changed, str(path))
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def with_nan(array: Any) -> Any:
+    array = array.astype(np.float32)
+    array[3, 4, 5] = np.nan
+    return array
+
+
+def with_seven(array: Any) -> Any:
+    array[3, 4, 5] = 7
+    return array
+
+
+def corrupt_check_sum(path: Path) -> None:
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes())))
+    content[-8] ^= 1
+    path.write_bytes(bytes(content))
+
+
+FAULTS: dict[str, tuple[Callable[[Mini], object], str]] = {
+    "missing label": (lambda mini: label_of(mini).unlink(), "case BETA/case_01: label missing — expected "),
+    "other grid": (
+        lambda mini: rewrite(label_of(mini), lambda array: array[:-2]),
+        "case BETA/case_01: label grid 14×24×24 differs from image 16×24×24",
+    ),
+    "truncated": (lambda mini: truncate(image_of(mini)), "case BETA/case_01: image"),
+    "check sum": (lambda mini: corrupt_check_sum(image_of(mini)), "case BETA/case_01: image"),
+    "NaN": (lambda mini: rewrite(image_of(mini), with_nan), "case BETA/case_01: image"),
+    "label 7": (
+        lambda mini: rewrite(label_of(mini), with_seven),
+        "case BETA/case_01: label has the values 7, the protocol allows 0, 1, 2",
+    ),
+    "empty center": (
+        lambda mini: [path.unlink() for path in (mini.data / "BETA" / "imagesTr").iterdir()],
+        "center BETA: no .nii.gz images in ",
+    ),
+    "no center": (lambda mini: shutil.rmtree(mini.data / "BETA"), "has no center 'BETA' — known: ALPHA, GAMMA"),
+    "empty folder": (
+        lambda mini: [shutil.rmtree(path) for path in mini.data.iterdir()],
+        "is empty — it needs one folder per center (ALPHA, BETA, GAMMA)",
+    ),
+    "no manifest": (
+        lambda mini: (mini.data / "BETA" / "dataset.json").unlink(),
+        "center BETA: no dataset.json in ",
+    ),
+    "broken manifest": (
+        lambda mini: (mini.data / "BETA" / "dataset.json").write_text("{"),
+        "center BETA: dataset.json needs a mapping 'labels'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.usefixtures("inside")
+def test_bad_source_data_ends_a_run_with_one_line(
+    name: str, mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, message = FAULTS[name]
+    spoil(mini)
+    runs = tmp_path / "runs"
+    assert call(run_arguments(mini, runs)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    *progress, line = err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert all(text.startswith("train ") for text in progress)
+    statuses = [json.loads(path.read_text()) for path in runs.rglob("status.json")]
+    assert all(status["state"] == "failed" and message in status["reason"] for status in statuses)
+    assert not list(runs.rglob("*.safetensors"))
+    assert not list(runs.rglob(".tmp-*"))
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_bad_held_out_case_is_a_failed_row_and_not_the_end(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pandas as pd
+
+    truncate(image_of(mini, "GAMMA"))
+    assert call(run_arguments(mini, tmp_path / "runs")) == 0
+    [table] = (tmp_path / "runs").rglob("cases.parquet")
+    rows = pd.read_parquet(table)
+    failed = rows[rows["failed"]]
+    assert set(failed["case"]) == {"GAMMA/case_01"}
+    assert failed["reason"].str.startswith("case GAMMA/case_01: image").all()
+    assert failed["empty_prediction"].all()
+    assert failed["dsc"].isna().all()
+    assert {str(rows[name].dtype) for name in UNDEFINABLE} == {"float64"}
+    views = ["setting", "checkpoint", "threshold"]
+    assert len(failed) == len(rows[rows["case"] == "GAMMA/case_00"][views].drop_duplicates())
+    table = " ".join(capsys.readouterr().out.split())
+    assert "F-Seg" in table
+    assert "failed 1" in table
+
+
+@pytest.mark.parametrize("name", ["truncated", "label 7", "other grid", "missing label"])
+def test_data_check_lists_what_is_wrong_and_ends_with_two(
+    name: str, mini: Mini, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    spoil, message = FAULTS[name]
+    spoil(mini)
+    assert call(["data", "check", str(mini.data), "--protocol", str(mini.protocol), "--format", "json"]) == 2
+    report = json.loads(capsys.readouterr().out)
+    errors = [finding for finding in report["findings"] if finding["level"] == "error"]
+    assert (report["centers"], report["errors"], len(errors)) == (3, 1, 1)
+    assert message in errors[0]["message"]
+    assert call(["data", "check", str(mini.data), "--protocol", str(mini.protocol)]) == 2
+    table = capsys.readouterr().out
+    assert message.strip() in table
+    assert "cases of 3 centers: 1 errors" in table
+
+
+def test_data_check_of_sound_data_ends_with_zero(sound: Mini, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["data", "check", str(sound.data), "--protocol", str(sound.protocol)]) == 0
+    assert "12 cases of 3 centers: 0 errors" in capsys.readouterr().out
+
+
+def test_data_check_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is empty" in mistake(capsys, ["data", "check", str(tmp_path)])
+    assert "does not exist" in mistake(capsys, ["data", "check", str(tmp_path / "none")])
+
+
+# --- phantom ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "phantom"
+    assert call(["data", "phantom", str(target), "--cases", "1", "--seed", "3", "--shift", "noise=0.5"]) == 0
+    assert capsys.readouterr().out == f"4 cases of MSD, RENJI, RMYY, NIH in {target}\n"
+    record = json.loads((target / "phantom.json").read_text())
+    assert (record["recipe"]["seed"], record["recipe"]["strengths"]["noise"]) == (3, 0.5)
+    assert len(list(target.rglob("*.nii.gz"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shift", "noise"], "--shift 'noise': expected axis=strength"),
+        (["--shift", "nois=1"], "phantom: unknown shift axis 'nois' — did you mean 'noise'?"),
+        (["--shift", "noise=-1"], "phantom: strength of axis 'noise' is -1.0, it must be a number ≥ 0"),
+        (["--size", "medium"], "unknown --size 'medium'"),
+        (["--cases", "0"], "Invalid value for '--cases'"),
+    ],
+)
+def test_a_phantom_that_cannot_be_drawn(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in mistake(capsys, ["data", "phantom", str(tmp_path / "phantom"), *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_phantom_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious").write_text("data")
+    assert "holds other files" in mistake(capsys, ["data", "phantom", str(tmp_path), "--cases", "1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------------------
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert call([*arguments, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_methods_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {row["name"]: row for row in listed(capsys, "methods", "list")}
+    assert {"erm", "randconv", "dualtask"} <= set(rows)
+    assert all(row["broken"] is None for row in rows.values())
+    assert call(["methods", "list"]) == 0
+    assert all(name in capsys.readouterr().out for name in ["erm"])
+    shown = listed(capsys, "methods", "show", "dualtask")
+    assert shown["name"] == "dualtask"
+    assert shown["card"]
+    assert {"views", "profile"} <= {setting["key"] for setting in shown["config"]}
+    assert call(["methods", "show", "dualtask"]) == 0
+    assert shown["card"].strip() in capsys.readouterr().out
+    assert "did you mean 'dualtask'" in mistake(capsys, ["methods", "show", "dualtak"])
+
+
+def test_protocols_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    rows = {row["name"]: row for row in listed(capsys, "protocols", "list")}
+    assert rows["phantom"]["kind"] == "phantom"
+    shown = listed(capsys, "protocols", "show", "phantom")
+    assert call(["protocols", "show", "phantom"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == shown
+    assert "unknown protocol" in mistake(capsys, ["protocols", "show", "none"])
+
+
+def test_doctor_names_versions_and_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / "file").write_text("")
+    assert call(["doctor", "--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("torch", "SimpleITK", "protocols", str(tmp_path / "runs"), "GiB free"))
+    assert call(["doctor", "--runs", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")]) == 2
+    assert f"problem: {tmp_path / 'file'}" in capsys.readouterr().out
+
+
+def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = ["leaderboard", "--runs", str(tmp_path / "none")]
+    for form in ("table", "md"):
+        assert call([*empty, "--format", form]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert out.startswith(("PHANTOM DATA — not patient data", "**PHANTOM DATA"))
+        assert "no runs yet" in out
+    assert call([*empty, "--format", "json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+    assert call([*empty, "--format", "csv"]) == 0
+    *comments, header = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("# ") for line in comments)
+    assert {"rank", "method", "center", "dsc"} <= set(header.split(","))
+    assert call([*empty, "--published"]) == 0
+    assert "REPORTED in the literature on patient data" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "none"], "unknown protocol 'none'"),
+        (["--preset", "demoo"], "unknown preset 'demoo' for protocol 'phantom' — did you mean 'demo'?"),
+        (["--policy", "papper"], "unknown policy 'papper' — did you mean 'paper'?"),
+        (["--format", "xml"], "'xml' is not one of"),
+        (["--runs", __file__], "is a file"),
+    ],
+)
+def test_a_mistaken_leaderboard(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in mistake(capsys, ["leaderboard", *options])
+
+
+# --- dry runs ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_of_the_phantom_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = ["--runs", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache")]
+    assert call(["run", "--method", "dualtask", "--heldout", "RENJI", "--dry-run", *places]) == 0
+    out = capsys.readouterr().out
+    assert "preset demo (not ranked)" in out
+    assert "the phantom is not drawn yet" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_with_data_names_every_job(mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    assert call([*run_arguments(mini, runs), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "train   organ: 8 steps" in out
+    assert "train   lesion: 8 steps" in out
+    assert out.count("queued") == 3
+    assert not runs.exists()
+    mini.plan(runs)
+    assert call(["sweep", "--dry-run", *run_arguments(mini, runs, method="erm,randconv")[2:]]) == 0
+    assert capsys.readouterr().out.count("method ") == 2
+
+
+def test_a_sweep_is_checked_as_a_whole_before_it_starts(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["sweep", *run_arguments(mini, tmp_path / "runs", method="erm,emr")[1:]]
+    assert "unknown method 'emr' — did you mean 'erm'?" in mistake(capsys, arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_the_caller_cannot_mend_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of our own keeps its trace; only :class:`DgbenchError` becomes a line."""
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("dgbench.registry.discover", broken)
+    with pytest.raises(ZeroDivisionError):
+        call(["methods", "list"])
+    assert not issubclass(ZeroDivisionError, DgbenchError)

@@ -1,0 +1,663 @@
+"""The leaderboard on hand-built run folders with closed-form numbers: what is averaged, what is refused, and what every cell says."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from dgbench.errors import DgbenchError
+from dgbench.evaluation.metrics import CaseMetrics
+from dgbench.leaderboard.compile import Compiled, Row, Table, compile_runs
+from dgbench.leaderboard.export import to_csv, to_json
+from dgbench.leaderboard.published import load_published, published_names
+from dgbench.leaderboard.records import View, preset_overrides, retarget
+from dgbench.leaderboard.tables import Sheet, leaderboard_sheets, run_table, to_markdown, to_rich
+from dgbench.protocol import Protocol, load_protocol
+from dgbench.store.atomic import write_json
+from dgbench.store.folder import RunSpec, open_run, write_status
+
+CENTERS = ("MSD", "RENJI", "RMYY")
+PROTOCOL = load_protocol("phantom")
+UPDATED = "2026-01-01T00:00:00+00:00"
+
+
+def case_row(center: str, index: int, dsc: float, **changes: Any) -> dict[str, Any]:
+    """One raw row; distances follow from the DSC so that their means have closed forms: ASD 10(1−DSC), HD95 twice that."""
+    asd = 10 * (1 - dsc)
+    row = {
+        "case": f"{center}/{center}_{index:04d}",
+        "center": center,
+        "role": "held-out",
+        "stage": "tumor-fine",
+        "setting": "F-Seg",
+        "checkpoint": "source-val",
+        "threshold": 0.5,
+        "failed": False,
+        "reason": None,
+        "roi": "prediction",
+        "rounds": 1,
+        "windowed": False,
+        "dsc": dsc,
+        "nsd": dsc / 2,
+        "assd": asd,
+        "assd_two_means": asd + 1,
+        "hd95": 2 * asd,
+        "hd95_max": 3 * asd,
+        "centroid_mm": asd / 2,
+        "volume_reference_mm3": 1000.0,
+        "volume_prediction_mm3": 900.0,
+        "empty_reference": False,
+        "empty_prediction": False,
+        "n_lesions_reference": 1,
+        "n_lesions_found": 1,
+        "n_false_positive": 0,
+    }
+    return {**row, **changes}
+
+
+EMPTY_PREDICTION = {
+    "empty_prediction": True,
+    "n_lesions_found": 0,
+    "volume_prediction_mm3": 0.0,
+    **dict.fromkeys(("assd", "assd_two_means", "hd95", "hd95_max", "centroid_mm"), float("nan")),
+}
+EMPTY_REFERENCE = {
+    "empty_reference": True,
+    "n_lesions_reference": 0,
+    "n_lesions_found": 0,
+    **dict.fromkeys(("assd", "assd_two_means", "hd95", "hd95_max", "centroid_mm"), float("nan")),
+}
+
+
+def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
+    config = changes.pop("config", {})
+    protocol = {
+        "name": "phantom",
+        "version": 1,
+        "kind": "phantom",
+        "preset": "bench",
+        "ranked": True,
+        "modified": False,
+    }
+    protocol |= changes.pop("protocol", {})
+    centers = changes.pop("centers", {"phantom": "fee1dead" * 8})
+    extra = changes.pop("extra", "")
+    environment = {"device": "cpu", "precision": "fp32", "threads": 2, "torch": "2.13"} | changes.pop("environment", {})
+    command = (
+        f"dgbench run --method {method} --protocol phantom --heldout {heldout} --preset bench --seed {seed}{extra}"
+    )
+    identity = [method, heldout, seed, config, protocol, centers, environment, extra, changes]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    values = {
+        "schema": 1,
+        "dgbench": "0.1.0.dev0",
+        "key": key,
+        "protocol": protocol,
+        "heldout": heldout,
+        "seed": seed,
+        "sources": [name for name in CENTERS if name != heldout] + ["NIH"],
+        "support": ["NIH"],
+        "method": {"name": method, "version": 1, "title": method.upper(), "config": config},
+        "stages": {"tumor-fine": {"key": key, "folder": f"phantom/{heldout}/{method}/seed{seed}-{key[:8]}/tumor-fine"}},
+        "data": {"centers": centers},
+        "environment": environment,
+        "command": command,
+    }
+    return RunSpec.model_validate({**values, **changes})
+
+
+def add_run(
+    root: Path,
+    method: str,
+    heldout: str,
+    seed: int = 0,
+    *,
+    cases: Sequence[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Path:
+    """A finished run with ``cases`` as evaluation, ``state``/``reason``/``evaluation`` telling another story; returns its folder."""
+    state, reason = changes.pop("state", "done"), changes.pop("reason", None)
+    evaluation, updated = changes.pop("evaluation", "done"), changes.pop("updated", UPDATED)
+    evaluated = changes.pop("evaluated", f"cases of {heldout}")
+    spec = spec_of(method, heldout, seed, **changes)
+    folder = open_run(root, spec).path
+    if state == "done" and evaluation is not None:
+        keys = {name: stage.key for name, stage in spec.stages.items()}
+        write_json(folder / "evaluation" / "spec.json", {"train_keys": keys, "fingerprint": evaluated, "key": "0" * 64})
+        pd.DataFrame(cases).to_parquet(folder / "evaluation" / "cases.parquet")
+        write_status(folder / "evaluation", evaluation, reason)
+    write_json(folder / "status.json", {"state": state, "reason": reason, "updated": updated})
+    return folder
+
+
+def cell(center: str, *dsc: float) -> list[dict[str, Any]]:
+    return [case_row(center, index, value) for index, value in enumerate(dsc)]
+
+
+def compiled(root: Path, **options: Any) -> Compiled:
+    return compile_runs(root, protocol=PROTOCOL, **options)
+
+
+def only_table(root: Path, **options: Any) -> Table:
+    (table,) = compiled(root, **options).tables
+    return table
+
+
+def row_of(table: Table, label: str) -> Row:
+    (row,) = [row for row in table.rows if row.label == label]
+    return row
+
+
+def terminal(result: Compiled) -> str:
+    console = Console(width=300, file=io.StringIO(), color_system=None)
+    console.print(to_rich(leaderboard_sheets(result)))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def two_seeds(tmp_path: Path) -> Path:
+    """erm and randconv at three centers with two seeds; centers have different numbers of cases."""
+    for seed in (0, 1):
+        add_run(tmp_path, "erm", "MSD", seed, cases=cell("MSD", 0.2, 0.4, 0.3 + 0.3 * seed))  # 0.3, 0.4
+        add_run(tmp_path, "erm", "RENJI", seed, cases=cell("RENJI", 0.5))  # 0.5
+        add_run(tmp_path, "erm", "RMYY", seed, cases=cell("RMYY", 0.4, 0.8 - 0.2 * seed))  # 0.6, 0.5
+        for center, value in zip(CENTERS, (0.5, 0.6, 0.7), strict=True):
+            n_cases = {"MSD": 3, "RENJI": 1, "RMYY": 2}[center]
+            add_run(tmp_path, "randconv", center, seed, cases=cell(center, *[value] * n_cases))
+    return tmp_path
+
+
+def test_means_over_cases_then_centers_and_spread_over_seeds(two_seeds: Path) -> None:
+    table = only_table(two_seeds)
+    erm = row_of(table, "erm")
+    assert table.seeds == (0, 1)
+    assert erm.centers["MSD"].scores["dsc"].mean == pytest.approx(0.35)
+    assert erm.centers["MSD"].scores["dsc"].sd == pytest.approx(0.1 / 2**0.5)
+    assert erm.centers["RMYY"].scores["dsc"].mean == pytest.approx(0.55)
+    # equal weight per center, although MSD has three cases and RENJI one; seeds 0 and 1 have the same mean over centers
+    assert erm.mean["dsc"].mean == pytest.approx((0.35 + 0.5 + 0.55) / 3)
+    assert erm.mean["dsc"].sd == pytest.approx(0.0)
+    assert erm.mean["nsd"].mean == pytest.approx((0.35 + 0.5 + 0.55) / 6)
+    assert erm.mean["asd"].mean == pytest.approx(10 * (1 - 1.4 / 3))
+    assert erm.mean["hd95"].mean == pytest.approx(20 * (1 - 1.4 / 3))
+    assert erm.mean["centroid"].mean == pytest.approx(5 * (1 - 1.4 / 3))
+    assert erm.worst == "MSD"
+    assert erm.mean["dsc"].n_seeds == 2
+    assert [(row.label, row.rank) for row in table.rows] == [("randconv", 1), ("erm", 2)]
+    assert table.n_cases == {"MSD": 3, "RENJI": 1, "RMYY": 2}
+    assert table.missing == ()
+
+
+def test_a_hole_is_not_averaged_around(two_seeds: Path) -> None:
+    """The best method loses its rank and its mean with one run missing; the other keeps both."""
+    (folder,) = (two_seeds / "phantom" / "RENJI" / "randconv").glob("seed1-*")
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+    table = only_table(two_seeds)
+    holed = row_of(table, "randconv")
+    assert (holed.rank, holed.mean, holed.worst) == (None, {}, None)
+    assert holed.centers["RENJI"].scores == {}
+    assert holed.centers["RENJI"].finished_seeds == (0,)
+    assert holed.centers["MSD"].scores["dsc"].mean == pytest.approx(0.5)
+    assert row_of(table, "erm").rank == 1
+    (hole,) = table.missing
+    assert (hole.label, hole.heldout, hole.seed, hole.reason) == ("randconv", "RENJI", 1, "not run")
+    assert hole.command == "dgbench run --method randconv --protocol phantom --preset bench --heldout RENJI --seed 1"
+    text = to_markdown(leaderboard_sheets(compiled(two_seeds)))
+    (line,) = [line for line in text.splitlines() if "randconv" in line and "dgbench run" not in line]
+    assert line.split(" | ")[5:11] == ["incomplete", "–", "–", "–", "–", "–"]
+    assert "incomplete, not ranked" in line
+    assert "1/2 seeds" in line
+    assert "60.0" not in line
+
+
+def test_every_hole_says_why(tmp_path: Path) -> None:
+    add_run(tmp_path, "a", "MSD", cases=cell("MSD", 0.5))
+    add_run(tmp_path, "a", "RENJI", state="failed", reason="loss became NaN at step 12")
+    add_run(tmp_path, "a", "RMYY", state="running")
+    add_run(tmp_path, "b", "MSD", state="queued")
+    add_run(tmp_path, "b", "RENJI", state="interrupted")
+    add_run(tmp_path, "b", "RMYY", evaluation=None)
+    add_run(tmp_path, "c", "MSD", cases=cell("MSD", 0.5), evaluation="failed", reason="case MSD/MSD_0000 unreadable")
+    folder = add_run(tmp_path, "c", "RENJI", cases=cell("RENJI", 0.5))
+    write_json(folder / "evaluation" / "spec.json", {"train_keys": {"tumor-fine": "1" * 64}, "fingerprint": "x"})
+    folder = add_run(tmp_path, "c", "RMYY", cases=cell("RMYY", 0.5))
+    (folder / "evaluation" / "cases.parquet").write_bytes(b"PAR1 cut short")
+    add_run(tmp_path, "d", "MSD", cases=cell("MSD", 0.5, 0.6))
+    add_run(tmp_path, "d", "RENJI", cases=cell("RENJI", 0.5) * 2)
+    add_run(tmp_path, "d", "RMYY", cases=[case_row("RMYY", 0, float("nan"))])
+    add_run(
+        tmp_path,
+        "e",
+        "MSD",
+        cases=[case_row("MSD", 0, 0.0, **EMPTY_REFERENCE), case_row("MSD", 1, 0.0, **EMPTY_REFERENCE)],
+    )
+    folder = add_run(tmp_path, "e", "RENJI", cases=cell("RENJI", 0.5))
+    write_json(folder / "evaluation" / "spec.json", {"fingerprint": "x"})
+    folder = add_run(tmp_path, "e", "RMYY", cases=cell("RMYY", 0.5))
+    (folder / "status.json").write_text('{"state": "do')
+    reasons = {(hole.label, hole.heldout): hole.reason for hole in only_table(tmp_path).missing}
+    exact = {
+        ("a", "MSD"): "evaluated 1 of 2 cases",
+        ("a", "RENJI"): "failed: loss became NaN at step 12",
+        ("a", "RMYY"): "running",
+        ("b", "MSD"): "queued",
+        ("b", "RENJI"): "interrupted",
+        ("b", "RMYY"): "evaluation missing",
+        ("c", "MSD"): "evaluation failed: case MSD/MSD_0000 unreadable",
+        ("c", "RENJI"): "evaluation is of other weights: tumor-fine",
+        ("d", "RENJI"): "evaluation holds case RENJI/RENJI_0000 more than once",
+        ("e", "MSD"): "no case left to average: policy default excludes all 2",
+        ("e", "RENJI"): "evaluation/spec.json: train_keys: Field required",
+    }
+    assert {where: reasons.get(where) for where in exact} == exact
+    starts = {
+        ("c", "RMYY"): "phantom/RMYY/c/seed0-",
+        ("d", "RMYY"): "evaluation is damaged: ",
+        ("e", "RMYY"): "phantom/RMYY/e/seed0-",
+    }
+    assert all(reasons[where].startswith(start) for where, start in starts.items())
+    assert set(reasons) == {*exact, *starts}
+    assert str(tmp_path) not in to_markdown(leaderboard_sheets(compiled(tmp_path)))
+
+
+def test_an_unreadable_folder_is_reported(two_seeds: Path) -> None:
+    bad = two_seeds / "phantom" / "MSD" / "erm" / "seed7-00000000"
+    bad.mkdir()
+    (bad / "spec.json").write_text("{")
+    result = compiled(two_seeds)
+    assert len(result.problems) == 1
+    assert "phantom/MSD/erm/seed7-00000000" in terminal(result)
+    assert "seed7-00000000" in to_csv(result)
+    assert json.loads(to_json(result))["unreadable"] == list(result.problems)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dgbench": "0.2.0"},
+        {"protocol": {"version": 2}},
+        {"centers": {"phantom": "0badcafe" * 8}},
+        {"evaluated": "other cases"},
+        {"protocol": {"preset": "paper"}},
+    ],
+    ids=["dgbench", "protocol", "sources", "evaluated", "preset"],
+)
+def test_incomparable_runs_never_share_a_table(two_seeds: Path, change: dict[str, Any]) -> None:
+    for center, n_cases in (("MSD", 3), ("RENJI", 1), ("RMYY", 2)):
+        add_run(two_seeds, "late", center, cases=cell(center, *[0.9] * n_cases), **change)
+    result = compiled(two_seeds)
+    assert sorted([row.label for row in table.rows] for table in result.tables) == [["late"], ["randconv", "erm"]]
+    assert [row.rank for table in result.tables for row in table.rows if row.label == "randconv"] == [1]
+    assert "never share a table" in terminal(result)
+
+
+def test_patches_of_one_minor_version_share_a_table(two_seeds: Path) -> None:
+    for seed in (0, 1):
+        for center, n_cases in (("MSD", 3), ("RENJI", 1), ("RMYY", 2)):
+            add_run(two_seeds, "late", center, seed, cases=cell(center, *[0.9] * n_cases), dgbench="0.1.4")
+    assert [row.label for row in only_table(two_seeds).rows] == ["late", "randconv", "erm"]
+
+
+def add_patient_runs(root: Path, identities: dict[str, dict[str, str]]) -> Compiled:
+    """One run per held-out center with the identities of its source centers, compiled as patient data."""
+    for center in CENTERS:
+        sources = identities[center]
+        add_run(root, "erm", center, cases=cell(center, 0.5), protocol={"kind": "patient"}, centers=sources)
+    return compile_runs(root, protocol=Protocol.model_validate({**PROTOCOL.model_dump(), "kind": "patient"}))
+
+
+def test_splits_of_one_data_set_share_a_table(tmp_path: Path) -> None:
+    result = add_patient_runs(
+        tmp_path, {held: {name: f"cases of {name}" for name in CENTERS if name != held} for held in CENTERS}
+    )
+    assert [row.rank for table in result.tables for row in table.rows] == [1]
+    assert to_markdown(leaderboard_sheets(result)).startswith("**Patient data**")
+
+
+def test_a_center_that_changed_between_splits_parts_the_table(tmp_path: Path) -> None:
+    identities = {held: {name: f"cases of {name}" for name in CENTERS if name != held} for held in CENTERS}
+    identities["MSD"]["RMYY"] = "other cases"
+    result = add_patient_runs(tmp_path, identities)
+    assert len(result.tables) == 2
+    assert [row.rank for table in result.tables for row in table.rows] == [None, None]
+
+
+def test_demo_and_modified_presets_are_stamped_and_unranked(two_seeds: Path) -> None:
+    for center, n_cases in (("MSD", 3), ("RENJI", 1), ("RMYY", 2)):
+        cases = cell(center, *[0.9] * n_cases)
+        add_run(two_seeds, "demoed", center, cases=cases, protocol={"preset": "demo", "ranked": False})
+        wide = {"modified": True, "ranked": False}
+        add_run(two_seeds, "erm", center, 5, cases=cases, protocol=wide, extra=" --set preset.width=16 --set lr=1")
+    result = compiled(two_seeds)
+    bench = next(table for table in result.tables if table.preset == "bench")
+    wide_row = row_of(bench, "erm (preset.width=16)")
+    assert (wide_row.rank, wide_row.notes, wide_row.seeds) == (None, ("modified bench, not ranked",), (5,))
+    assert wide_row.mean["dsc"].mean == pytest.approx(0.9)
+    assert bench.seeds == (0, 1)
+    assert [row.rank for row in bench.rows] == [1, 2, None]
+    demo = only_table(two_seeds, preset="demo")
+    assert [(row.rank, row.notes) for row in demo.rows] == [(None, ("demo, not ranked",))]
+    assert "demo, not ranked" in terminal(compiled(two_seeds, preset="demo"))
+
+
+def test_configurations_and_versions_are_rows_of_their_own(tmp_path: Path) -> None:
+    for center in CENTERS:
+        for conversion, value in (("hard", 0.4), ("smooth", 0.6)):
+            config = {"task_conversion": conversion, "views": 2}
+            add_run(tmp_path, "dualtask", center, cases=cell(center, value), config=config)
+    labels = [row.label for row in only_table(tmp_path).rows]
+    assert labels == ["dualtask (task_conversion=smooth)", "dualtask (task_conversion=hard)"]
+
+
+def test_equal_scores_share_a_rank(tmp_path: Path) -> None:
+    for method, value in (("a", 0.5), ("b", 0.5), ("c", 0.25)):
+        for center in CENTERS:
+            add_run(tmp_path, method, center, cases=cell(center, value))
+    assert [(row.label, row.rank) for row in only_table(tmp_path).rows] == [("a", 1), ("b", 1), ("c", 3)]
+
+
+@pytest.mark.parametrize(
+    ("updated", "expected"), [("2026-02-01T00:00:00+00:00", 0.9), ("2025-02-01T00:00:00+00:00", 0.5)]
+)
+def test_of_two_finished_runs_the_latest_counts_and_the_row_says_so(
+    two_seeds: Path, updated: str, expected: float
+) -> None:
+    cuda = {"device": "cuda", "precision": "bf16"}
+    add_run(two_seeds, "erm", "RENJI", cases=cell("RENJI", 0.9), environment=cuda, updated=updated)
+    erm = row_of(only_table(two_seeds), "erm")
+    assert erm.centers["RENJI"].scores["dsc"].mean == pytest.approx((expected + 0.5) / 2)
+    assert any("2 finished runs, the latest counts" in note for note in erm.notes)
+    assert "mixed devices: cpu fp32, cuda bf16" in erm.notes
+
+
+def test_a_finished_run_beats_a_later_failure(two_seeds: Path) -> None:
+    cuda = {"device": "cuda"}
+    add_run(
+        two_seeds,
+        "erm",
+        "RENJI",
+        state="failed",
+        reason="out of memory",
+        environment=cuda,
+        updated="2026-02-01T00:00:00+00:00",
+    )
+    assert row_of(only_table(two_seeds), "erm").rank == 2
+
+
+def test_empty_failed_and_excluded_cases(tmp_path: Path) -> None:
+    for center in CENTERS:
+        failed = case_row(center, 3, float("nan"), failed=True, **EMPTY_PREDICTION)
+        cases = [
+            case_row(center, 0, 0.8),
+            case_row(center, 1, 0.0, **EMPTY_PREDICTION),
+            case_row(center, 2, 0.0, **EMPTY_REFERENCE),
+            failed,
+        ]
+        add_run(tmp_path, "erm", center, cases=cases)
+    default = only_table(tmp_path)
+    (row,) = default.rows
+    assert row.mean["dsc"].mean == pytest.approx(0.8 / 3)
+    assert row.mean["asd"].mean == pytest.approx((2 + 2 * PROTOCOL.metrics.assd_constant_mm) / 3)
+    assert row.notes == ("empty predictions 6/12", "failed cases 3/12")
+    assert default.n_excluded == dict.fromkeys(CENTERS, 1)
+    paper = only_table(tmp_path, view=View(policy="paper"))
+    assert paper.rows[0].mean["dsc"].mean == pytest.approx(0.8 / 4)
+    assert paper.rows[0].mean["asd"].mean == pytest.approx((3 + 3 * 40) / 4)
+    assert paper.rows[0].rank is None
+    text = terminal(compiled(tmp_path))
+    assert "MSD 4 (1 excluded)" in text
+    assert "empty predictions 6 and failed cases 3 of 12" in text
+
+
+def test_an_undefined_metric_is_named_never_nan(tmp_path: Path) -> None:
+    """Under the paper's policy a center where nothing is found has no centroid distance."""
+    for center in CENTERS:
+        add_run(tmp_path, "erm", center, cases=[case_row(center, 0, 0.0, **EMPTY_PREDICTION)])
+    result = compiled(tmp_path, view=View(policy="paper"))
+    text = to_markdown(leaderboard_sheets(result))
+    assert "| undefined |" in text
+    assert "no case of a center defines the metric" in text
+    assert "centroid" not in json.loads(to_json(result))["tables"][0]["rows"][0]["mean"]
+
+
+@pytest.mark.parametrize(
+    "view", [View(), View(setting="C-Mask"), View(threshold=0.3), View(checkpoint="last-step"), View(policy="paper")]
+)
+def test_no_rendering_contains_nan(two_seeds: Path, view: View) -> None:
+    add_run(two_seeds, "holes", "MSD", state="failed", reason="x")
+    result = compiled(two_seeds, view=view)
+    pages = [to_markdown(leaderboard_sheets(result)), to_csv(result), to_json(result), terminal(result)]
+    assert not any(re.search(r"\bnan\b", page, re.IGNORECASE) for page in pages)
+    header, *rows = csv.reader(line for line in to_csv(result).splitlines() if not line.startswith("#"))
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert cells["dsc"] or cells["notes"]
+
+
+@pytest.mark.parametrize(
+    ("view", "reason"),
+    [
+        (View(setting="F-Mask"), "evaluation holds no setting F-Mask (stored: F-Seg)"),
+        (View(threshold=0.3), "evaluation holds no threshold 0.3 (stored: 0.5)"),
+        (View(checkpoint="last-step"), "evaluation holds no checkpoint last-step (stored: source-val)"),
+    ],
+)
+def test_a_view_that_was_not_stored_is_a_hole(two_seeds: Path, view: View, reason: str) -> None:
+    table = only_table(two_seeds, view=view)
+    assert {hole.reason for hole in table.missing} == {reason}
+    assert len(table.missing) == 12
+    assert not any(row.complete for row in table.rows)
+
+
+def test_other_views_are_shown_unranked_and_oracle_rois_say_so(tmp_path: Path) -> None:
+    for center in CENTERS:
+        mask = case_row(center, 0, 0.7, setting="C-Mask", stage="tumor-coarse", roi="label")
+        add_run(
+            tmp_path,
+            "erm",
+            center,
+            cases=[mask, case_row(center, 0, 0.6), case_row(center, 0, 0.5, threshold=0.30000001)],
+        )
+    result = compiled(tmp_path, view=View(setting="C-Mask"))
+    assert [(row.rank, row.mean["dsc"].mean) for row in result.tables[0].rows] == [(None, pytest.approx(0.7))]
+    assert "oracle ROI" in terminal(result)
+    (row,) = only_table(tmp_path, view=View(threshold=0.3)).rows
+    assert (row.rank, row.mean["dsc"].mean) == (None, pytest.approx(0.5))
+
+
+def test_source_validation_rows_and_shared_pancreas_runs_are_not_counted(tmp_path: Path) -> None:
+    for center in CENTERS:
+        other = next(name for name in CENTERS if name != center)
+        cases = [*cell(center, 0.4), case_row(other, 9, 0.99, role="source-val")]
+        add_run(tmp_path, "erm", center, cases=cases)
+        add_run(tmp_path, "_pancreas", center, cases=[case_row(center, 0, 0.99, setting="P-Fine")])
+    table = only_table(tmp_path)
+    assert [row.label for row in table.rows] == ["erm"]
+    assert table.rows[0].mean["dsc"].mean == pytest.approx(0.4)
+
+
+def test_include_decides_what_is_expected(two_seeds: Path) -> None:
+    add_run(two_seeds, "erm", "MSD", 9, state="failed", reason="stray")
+    assert {hole.seed for hole in only_table(two_seeds).missing} == {9}
+    assert only_table(two_seeds, include=lambda spec: spec.seed != 9).missing == ()
+
+
+def test_unknown_policy(tmp_path: Path) -> None:
+    with pytest.raises(DgbenchError, match="unknown policy 'papr' — did you mean 'paper'"):
+        compiled(tmp_path, view=View(policy="papr"))
+
+
+def test_first_line_says_phantom_in_every_format(two_seeds: Path) -> None:
+    result = compiled(two_seeds)
+    banner = "PHANTOM DATA — not patient data"
+    assert terminal(result).splitlines()[0].strip() == banner
+    assert to_markdown(leaderboard_sheets(result)).splitlines()[0] == f"**{banner}**"
+    assert to_csv(result).splitlines()[0] == f"# {banner}"
+    assert next(iter(json.loads(to_json(result)).items())) == ("data", banner)
+    assert banner in terminal(compiled(two_seeds / "nowhere"))
+    assert "no runs yet" in terminal(compiled(two_seeds / "nowhere"))
+
+
+def test_csv_and_json_hold_the_numbers(two_seeds: Path) -> None:
+    result = compiled(two_seeds)
+    lines = list(
+        csv.DictReader(line for line in to_csv(result, load_published()).splitlines() if not line.startswith("#"))
+    )
+    (mean,) = [line for line in lines if line["method"] == "erm" and line["center"] == "mean"]
+    assert (mean["status"], mean["rank"]) == ("ranked", "2")
+    assert float(mean["dsc"]) == pytest.approx(140 / 3, abs=1e-3)
+    reported = [line for line in lines if line["status"] == "reported"]
+    assert len(reported) == 17 * 4
+    rows = json.loads(to_json(result))["tables"][0]["rows"]
+    assert rows[1]["mean"]["dsc"]["mean"] == pytest.approx(1.4 / 3)
+    assert rows[1]["complete"] is True
+
+
+def test_text_from_outside_cannot_break_a_page(tmp_path: Path) -> None:
+    reason = "a|b `c` <script>alert(1)</script> [red]x[/red] \x1b[2Jz *bold*"
+    add_run(tmp_path, "erm", "MSD", state="failed", reason=reason, extra=" --set 'note=a|b`c'")
+    result = compiled(tmp_path)
+    page = to_markdown(leaderboard_sheets(result))
+    (line,) = [
+        line for line in page.splitlines() if "alert" in line and "held-out" not in line and "dgbench run" in line
+    ]
+    unescaped = re.sub(r"\\.", "", line)
+    assert unescaped.count("|") == 6
+    assert "<" not in unescaped
+    assert "``dgbench run" not in line.replace("`` dgbench", "")
+    assert "\x1b" not in page + terminal(result) + to_csv(result)
+    assert "[red]x[/red]" in terminal(result)
+
+
+def test_markdown_golden() -> None:
+    sheet = Sheet(
+        heading=("One_two", "three"),
+        columns=("method", "DSC", "command"),
+        rows=(("erm_balanced", "46.7", "a | b"),),
+        footer=("end",),
+        numeric=frozenset({"DSC"}),
+        code=frozenset({"command"}),
+    )
+    expected = (
+        "**One\\_two**\n\n- three\n\n"
+        "| method | DSC | command |\n| --- | ---: | --- |\n| erm\\_balanced | 46.7 | `a \\| b` |\n\n- end\n"
+    )
+    assert to_markdown([sheet]) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("dgbench run --method m --heldout A --seed 0", "dgbench run --method m --heldout B --seed 3"),
+        ("dgbench run --heldout=A --method m", "dgbench run --method m --heldout B --seed 3"),
+        ("dgbench run --seed 0 --set 'x=a b' --heldout A", "dgbench run --set 'x=a b' --heldout B --seed 3"),
+    ],
+)
+def test_retarget(command: str, expected: str) -> None:
+    assert retarget(command, "B", 3) == expected
+
+
+def test_preset_overrides() -> None:
+    command = "dgbench run --set preset.width=16 --set lr=1 --set=preset.tta=false"
+    assert preset_overrides(command) == ("preset.tta=false", "preset.width=16")
+
+
+def test_published_table_vi() -> None:
+    assert published_names() == ["dual-task"]
+    paper = load_published()
+    rows = paper.counterpart("F-Seg")
+    assert len(rows) == 17
+    ours, bigaug = rows[-1], next(row for row in rows if row.method == "BigAug")
+    assert (ours.mean, ours.centers["MSD"]) == ((46.11, 11.88, 22.79), (36.85, 18.06, 28.6))
+    assert ours.cost == (3.80, 945.44, 10.52)
+    assert "misprint" in (bigaug.note or "")
+    (mask,) = paper.counterpart("C-Mask")
+    assert (mask.mean.dsc, "42.19" in (mask.note or "")) == (42.73, True)
+    assert paper.counterpart("X-Seg") == ()
+    with pytest.raises(DgbenchError, match="did you mean 'dual-task'"):
+        load_published("dualtask")
+
+
+def test_published_means_agree_with_their_centers_except_the_known_misprint() -> None:
+    off = []
+    for row in load_published().rows:
+        for position in range(3):
+            mean = sum(values[position] for values in row.centers.values()) / 3
+            if abs(mean - row.mean[position]) > 0.0101:
+                off.append((row.table, row.setting, position))
+    assert off == [("III", "C-Mask", 0)]
+
+
+def test_reported_rows_stand_apart_from_the_ranking(two_seeds: Path) -> None:
+    result = compiled(two_seeds)
+    sheets = leaderboard_sheets(result, load_published())
+    assert sheets[:-1] == leaderboard_sheets(result)
+    assert sheets[-1].heading[0].startswith("REPORTED")
+    assert "rank" not in sheets[-1].columns
+    assert sheets[-1].columns[0] == "reported in"
+    assert {row[0] for row in sheets[-1].rows} == {"Table VI"}
+    assert to_markdown(sheets).startswith("**PHANTOM DATA")
+
+
+def run_cases() -> pd.DataFrame:
+    rows = [
+        *(case_row("RENJI", index, value) for index, value in enumerate((0.4, 0.6))),
+        case_row("RENJI", 2, 0.0, **EMPTY_PREDICTION, roi="fallback: pancreas"),
+        case_row("RENJI", 0, 0.9, setting="P-Fine", stage="pancreas-fine"),
+        case_row("RENJI", 0, 0.7, setting="C-Mask", stage="tumor-coarse"),
+        case_row("RENJI", 0, 0.1, threshold=0.1),
+        case_row("RENJI", 0, 0.1, checkpoint="last-step"),
+        case_row("MSD", 0, 0.5, role="source-val"),
+        case_row("MSD", 1, 0.7, role="source-val"),
+        case_row("RMYY", 0, 0.8, role="source-val"),
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_run_table() -> None:
+    sheet = run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL)
+    assert sheet.heading[0] == "PHANTOM DATA — not patient data"
+    assert "erm, held-out RENJI, seed 0" in sheet.heading[1]
+    assert sheet.rows == (
+        ("pancreas, fine", "P-Fine", "90.0", "1.0", "2.0", "0.5", "1", "not evaluated", ""),
+        ("tumor, fine", "F-Seg", "33.3", "16.7", "40.0", "35.0", "3", "70.0", "empty predictions 1, fallback ROI 1"),
+        ("tumor, coarse; oracle ROI", "C-Mask", "70.0", "3.0", "6.0", "1.5", "1", "not evaluated", ""),
+    )
+    with pytest.raises(DgbenchError, match="no rows for checkpoint other"):
+        run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL, checkpoint="other")
+
+
+def test_run_table_pancreas_threshold_stays_at_half() -> None:
+    sheet = run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL, threshold=0.1)
+    assert [row[1:3] for row in sheet.rows] == [("P-Fine", "90.0"), ("F-Seg", "10.0")]
+
+
+def test_hand_built_rows_have_every_metric_of_an_evaluation() -> None:
+    assert {field.name for field in fields(CaseMetrics)} <= set(case_row("MSD", 0, 0.5))
+
+
+def test_leaderboard_never_imports_torch() -> None:
+    modules = ("compile", "tables", "export", "published", "records", "policies", "overlay")
+    imports = "; ".join(f"import dgbench.leaderboard.{name}" for name in modules)
+    code = f"import sys; {imports}; import pandas; print(*sorted({{'torch', 'monai', 'mlflow'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
