@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from dgbench.data.case import Case, Center, load_centers
-from dgbench.data.phantom import AXES, PhantomRecipe, fingerprint, write_phantom
+from dgbench.data.phantom import AXES, PhantomRecipe, annotation_ceiling, fingerprint, write_phantom
 from dgbench.data.preparation import prepare_case
 from dgbench.data.splits import Split, order, validation_count
 from dgbench.launch.progress import progress
@@ -245,6 +245,11 @@ def report_lines() -> list[str]:
         "",
         f"Learning rate, in-domain (target arm, seed 0), mean DSC over centers: {', '.join(rates) or 'not run'}.",
     ]
+    recipe = PhantomRecipe(size="small", cases=10)
+    ceilings = ", ".join(f"{center} {100 * annotation_ceiling(recipe, center, 10):.0f}" for center in centers)
+    lines.append(
+        f"Annotation ceiling, DSC of the annotated against the true lesion at full strength, 10 cases: {ceilings}."
+    )
     full = gap(frozenset({"annotation"}), range(FOLDS))
     lines += [
         "",

@@ -89,6 +89,7 @@ def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
         "preset": "bench",
         "ranked": True,
         "modified": False,
+        "converged": True,
     }
     protocol |= changes.pop("protocol", {})
     centers = changes.pop("centers", {"phantom": "fee1dead" * 8})
@@ -339,6 +340,13 @@ def test_a_center_that_changed_between_splits_parts_the_table(tmp_path: Path) ->
     result = add_patient_runs(tmp_path, identities)
     assert len(result.tables) == 2
     assert [row.rank for table in result.tables for row in table.rows] == [None, None]
+
+
+def test_a_ranked_preset_that_was_not_shown_to_converge_is_stamped(tmp_path: Path) -> None:
+    for center in CENTERS:
+        add_run(tmp_path, "erm", center, cases=cell(center, 0.5), protocol={"converged": False})
+    (row,) = only_table(tmp_path).rows
+    assert (row.rank, row.notes) == (1, ("unconverged",))
 
 
 def test_demo_and_modified_presets_are_stamped_and_unranked(two_seeds: Path) -> None:

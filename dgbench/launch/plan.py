@@ -216,6 +216,7 @@ class _Builder:
                     "preset": self.resolved.preset_name,
                     "ranked": self.resolved.ranked,
                     "modified": self.resolved.modified,
+                    "converged": self.resolved.preset.converged,
                 },
                 "heldout": self.request.heldout,
                 "sources": list(sources.sources),

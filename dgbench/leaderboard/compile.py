@@ -344,12 +344,7 @@ def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
 
 
 def _stamps(members: list[Record]) -> list[str]:
-    preset = members[0].spec.protocol
-    stamps = []
-    if preset.modified:
-        stamps.append(f"modified {preset.preset}, not ranked")
-    elif not preset.ranked:
-        stamps.append(f"{preset.preset}, not ranked")
+    stamps = list(members[0].spec.protocol.stamps)
     devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
     if len(devices) > 1:
         stamps.append(f"mixed devices: {', '.join(devices)}")

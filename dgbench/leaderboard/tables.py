@@ -285,13 +285,7 @@ def run_table(
                 )
             )
     preset = spec.protocol
-    stamp = (
-        f"modified {preset.preset}, not ranked"
-        if preset.modified
-        else ""
-        if preset.ranked
-        else f"{preset.preset}, not ranked"
-    )
+    stamp = ", ".join(preset.stamps)
     return Sheet(
         heading=(
             BANNERS[spec.protocol.kind],

@@ -46,7 +46,8 @@ def _inside_root(folder: str) -> str:
 
 
 class ProtocolRef(Frozen):
-    """The protocol of a run; ``modified`` when its preset was overridden, and then never ``ranked``."""
+    """The protocol of a run; ``modified`` when its preset was overridden, and then never ``ranked``; ``converged`` when doubling the
+    draws of erm was shown to change its held-out DSC by less than 2 points (protocol.md §1)."""
 
     name: str
     version: int
@@ -54,6 +55,16 @@ class ProtocolRef(Frozen):
     preset: str
     ranked: bool
     modified: bool
+    converged: bool = False
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What must be said beside every number of this run; nothing for a converged run of a ranked preset."""
+        if self.modified:
+            return (f"modified {self.preset}, not ranked",)
+        if not self.ranked:
+            return (f"{self.preset}, not ranked",)
+        return () if self.converged else ("unconverged",)
 
 
 class MethodRef(Frozen):
