@@ -22,7 +22,7 @@ from dgbench.leaderboard.compile import Compiled, Row, Table, compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.published import load_published, published_names
 from dgbench.leaderboard.records import View, preset_overrides, retarget
-from dgbench.leaderboard.tables import Sheet, leaderboard_sheets, run_table, to_markdown, to_rich
+from dgbench.leaderboard.tables import Sheet, leaderboard_sheets, run_settings, run_table, to_markdown, to_rich
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.store.atomic import write_json
 from dgbench.store.folder import RunSpec, open_run, write_status
@@ -340,6 +340,16 @@ def test_a_center_that_changed_between_splits_parts_the_table(tmp_path: Path) ->
     result = add_patient_runs(tmp_path, identities)
     assert len(result.tables) == 2
     assert [row.rank for table in result.tables for row in table.rows] == [None, None]
+
+
+def test_settings_come_from_the_stages_of_the_protocol() -> None:
+    assert list(run_settings(PROTOCOL)) == ["P-Coarse", "P-Fine", "C-Seg", "F-Seg", "C-Mask", "F-Mask"]
+    alone = {name: stage for name, stage in PROTOCOL.stages.items() if name == "pancreas-coarse"}
+    stage = alone["pancreas-coarse"].model_copy(update={"code": "X", "recipe": None})
+    assert run_settings(PROTOCOL.model_copy(update={"stages": {"organ-whole": stage}})) == {
+        "X-Seg": "organ, whole",
+        "X-Mask": "organ, whole; oracle ROI",
+    }
 
 
 def test_a_ranked_preset_that_was_not_shown_to_converge_is_stamped(tmp_path: Path) -> None:

@@ -219,14 +219,15 @@ def _reported_row(row: Reported, centers: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-RUN_SETTINGS = {
-    "P-Coarse": "pancreas, coarse",
-    "P-Fine": "pancreas, fine",
-    "C-Seg": "tumor, coarse",
-    "F-Seg": "tumor, fine",
-    "C-Mask": "tumor, coarse; oracle ROI",
-    "F-Mask": "tumor, fine; oracle ROI",
-}
+def run_settings(protocol: Protocol) -> dict[str, str]:
+    """The settings of a protocol in the order of inference, with what each is: shared stages by their code, the others as `Seg` and
+    `Mask`."""
+    own = {name: stage for name, stage in protocol.stages.items() if stage.recipe is None}
+    shared = {stage.code: name for name, stage in protocol.stages.items() if stage.recipe is not None}
+    seg = {f"{stage.code}-Seg": name for name, stage in own.items()}
+    mask = {f"{stage.code}-Mask": f"{name}; oracle ROI" for name, stage in own.items()}
+    words = {**shared, **seg, **mask}
+    return {setting: name.replace("-", ", ") for setting, name in words.items()}
 
 
 def run_table(
@@ -254,7 +255,8 @@ def run_table(
     import numpy as np
 
     rule = resolve_policy(policy, protocol)
-    wanted = np.where(cases["setting"].str.startswith("P-"), 0.5, threshold)
+    shared = [stage.code for stage in protocol.stages.values() if stage.recipe is not None]
+    wanted = np.where(cases["setting"].isin(shared), 0.5, threshold)
     rows = cases[(cases["checkpoint"] == checkpoint) & np.isclose(cases["threshold"], wanted, atol=1e-6)]
     if rows.empty:
         raise DgbenchError(
@@ -264,7 +266,7 @@ def run_table(
     summary = policies.summarise(resolved, by=["setting", "role", "center"]).to_dict("records")
     columns = ("stage", "setting", "DSC", "ASD", "HD95", "centroid", "cases", "source-val DSC", NOTES)
     lines = []
-    for setting, stage in RUN_SETTINGS.items():
+    for setting, stage in run_settings(protocol).items():
         held = [line for line in summary if line["setting"] == setting and line["role"] == "held-out"]
         source = [line["dsc_mean"] for line in summary if line["setting"] == setting and line["role"] == "source-val"]
         for line in held:
