@@ -112,7 +112,9 @@ def test_command_is_right(words: list[str]) -> None:
         case "pytest":
             files = [word for word in arguments if word.startswith("tests/")]
             assert all((ROOT / name).is_file() for name in files)
-            options = [word for word in arguments if word.startswith("-") and word not in ("-m", "-k")]
+            options = [
+                word.partition("=")[0] for word in arguments if word.startswith("-") and word not in ("-m", "-k")
+            ]
             assert all(f'"{option}"' in (ROOT / "tests" / "conftest.py").read_text() for option in options)
         case "pip":
             assert arguments[0] == "install"
