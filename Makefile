@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SHARE ?=
 REAL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test slow lint type docs bench clean
+.PHONY: demo test slow lint type bench clean
 
 demo: $(STAMP)
 	$(BIN)/dgbench run --method dualtask --heldout RENJI
@@ -14,7 +15,7 @@ test: $(STAMP)
 	$(BIN)/pytest -m "not slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
+	$(BIN)/pytest -m "slow and not gpu" $(if $(SHARE),--share=$(SHARE)) $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Options and fixtures shared by all tests."""
 
+import zlib
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,22 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--share", metavar="K/N", default=None, help="run the K-th of N shares of the selected tests, K from 0"
+    )
+    parser.addoption(
         "--real-data", type=Path, default=None, help="folder with small real scans and masks (see docs/testing.md)"
     )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the K-th of N shares of the tests, dealt by their names."""
+    share: str | None = config.getoption("--share")
+    if share is None:
+        return
+    wanted, shares = map(int, share.split("/"))
+    kept = [item for item in items if zlib.crc32(item.nodeid.encode()) % shares == wanted]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
