@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dgbench.errors import DgbenchError
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
@@ -158,8 +159,11 @@ class Method(nn.Module, Generic[ConfigT]):
         return losses
 
     def observe(self, batch: Batch, ctx: StepContext) -> None:
-        """See one source batch in a phase that does not learn (evaluation mode, no gradients)."""
-        raise NotImplementedError(f"{type(self).__name__} has a phase that does not learn and must define observe()")
+        """See one source batch in a phase that does not learn (evaluation mode, no gradients). Meant to be missing here: a method
+        without such a phase never comes here, and one that declares it without defining this is told so in one line."""
+        raise DgbenchError(
+            f"method {self.info.name}: a phase that does not learn needs observe() — define it in {type(self).__name__}"
+        )
 
     def phases(self) -> Sequence[Phase]:
         """How the budget is spent, in order."""

@@ -218,6 +218,11 @@ class Protocol(Frozen):
                     )
         return self
 
+    @property
+    def shared_stages(self) -> tuple[str, ...]:
+        """The stages that a fixed recipe trains, whatever the method under test, in order of inference."""
+        return tuple(name for name, stage in self.stages.items() if stage.recipe is not None)
+
     def resolve(self, preset: str, overrides: Mapping[str, str] | None = None) -> "ResolvedProtocol":
         """This protocol with one preset and ``overrides`` (dotted paths below the preset, values in YAML) applied.
 

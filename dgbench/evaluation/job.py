@@ -23,7 +23,7 @@ from dgbench.evaluation.metrics import CaseMetrics, case_metrics
 from dgbench.inference.cascade import StageResult, run_stage
 from dgbench.inference.predictor import Predictor
 from dgbench.inference.roi import Box, paste
-from dgbench.info import MethodConfig, MethodInfo
+from dgbench.info import MethodInfo
 from dgbench.method import Method
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.atomic import read_json, write_bytes, write_json
@@ -64,11 +64,6 @@ class EvaluationJob:
     def info(self) -> MethodInfo:
         """The method under test (or the recipe of shared stages)."""
         return self.training[0].info
-
-    @property
-    def config(self) -> MethodConfig:
-        """Its configuration."""
-        return self.training[0].config
 
     @property
     def chains(self) -> tuple[str, ...]:
@@ -302,7 +297,7 @@ def load_shared(job: EvaluationJob, case: Case) -> dict[str, StageResult]:
     if job.shared is None:
         return {}
     stages = job.resolved.protocol.stages
-    shared = [name for name, stage in stages.items() if stage.recipe is not None]
+    shared = job.resolved.protocol.shared_stages
     return {name: load_result(result_file(job.shared, case, stages[name].code, "source-val")) for name in shared}
 
 

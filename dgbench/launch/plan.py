@@ -166,7 +166,7 @@ def plan_run(request: RunRequest) -> RunPlan:
             f"method {info.name} needs at least {info.min_sources} source centers, this split has {len(split.sources) - len(split.support)}"
         )
     builder = _Builder(request, resolved, centers, split, _machine(request, resolved), identity)
-    shared_names = [name for name, stage in protocol.stages.items() if stage.recipe is not None]
+    shared_names = protocol.shared_stages
     own_names = [name for name in protocol.stages if name not in shared_names]
     shared = None
     if shared_names:

@@ -222,8 +222,8 @@ def _reported_row(row: Reported, centers: Sequence[str]) -> tuple[str, ...]:
 def run_settings(protocol: Protocol) -> dict[str, str]:
     """The settings of a protocol in the order of inference, with what each is: shared stages by their code, the others as `Seg` and
     `Mask`."""
-    own = {name: stage for name, stage in protocol.stages.items() if stage.recipe is None}
-    shared = {stage.code: name for name, stage in protocol.stages.items() if stage.recipe is not None}
+    own = {name: stage for name, stage in protocol.stages.items() if name not in protocol.shared_stages}
+    shared = {protocol.stages[name].code: name for name in protocol.shared_stages}
     seg = {f"{stage.code}-Seg": name for name, stage in own.items()}
     mask = {f"{stage.code}-Mask": f"{name}; oracle ROI" for name, stage in own.items()}
     words = {**shared, **seg, **mask}
@@ -255,7 +255,7 @@ def run_table(
     import numpy as np
 
     rule = resolve_policy(policy, protocol)
-    shared = [stage.code for stage in protocol.stages.values() if stage.recipe is not None]
+    shared = [protocol.stages[name].code for name in protocol.shared_stages]
     wanted = np.where(cases["setting"].isin(shared), 0.5, threshold)
     rows = cases[(cases["checkpoint"] == checkpoint) & np.isclose(cases["threshold"], wanted, atol=1e-6)]
     if rows.empty:
