@@ -256,6 +256,15 @@ class Unbalanced(Method[MethodConfig]):
         return Phase("pretrain", 0.4), Phase("train", 0.5)
 
 
+class Unobservant(Method[MethodConfig]):
+    """A phase that does not learn, and nothing to do in it."""
+
+    info = plugin("Unobservant")
+
+    def phases(self) -> Sequence[Phase]:
+        return Phase("look", 0.5, learns=False), Phase("train", 0.5)
+
+
 class Mixture(Method[MethodConfig]):
     """Draws by ``table``, right or wrong."""
 

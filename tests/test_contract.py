@@ -227,6 +227,11 @@ def test_phases_that_do_not_use_the_whole_budget_are_refused(mini: Mini, tmp_pat
         train(mini.job(tmp_path, "contract_plugins:Unbalanced"), quiet)
 
 
+def test_a_phase_that_does_not_learn_needs_something_to_observe(mini: Mini, tmp_path: Path) -> None:
+    with pytest.raises(DgbenchError, match=r"method unobservant: .* needs observe\(\) — define it in Unobservant$"):
+        train(mini.job(tmp_path, "contract_plugins:Unobservant"), quiet)
+
+
 @pytest.mark.parametrize(
     ("table", "problem"),
     [
