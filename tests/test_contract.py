@@ -13,8 +13,8 @@ from training_fixtures import BRIGHTNESS, AfterStep, Crash, Mini, differences, o
 from dgbench.data.preparation import prepare_case
 from dgbench.errors import DgbenchError, Interrupted
 from dgbench.evaluation.cost import count_cost
-from dgbench.evaluation.finish import meta_method
 from dgbench.evaluation.job import load_trained
+from dgbench.evaluation.run_cost import meta_method
 from dgbench.inference.cascade import label_roi, predict_box
 from dgbench.method import Method
 from dgbench.store.atomic import read_jsonl

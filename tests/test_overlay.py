@@ -9,7 +9,8 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from dgbench.errors import DgbenchError
-from dgbench.leaderboard.overlay import COLOURS, COLUMNS, DPI, Masks, OverlayCase, draw_overlays
+from dgbench.leaderboard.overlay import COLOURS, COLUMNS, DPI, draw_overlays
+from dgbench.store.slices import CaseSlice, Masks
 
 EMPTY = np.zeros((60, 50), dtype=bool)
 LEFT, TOP, PANEL, GAP = 0.32, 0.74, 1.75, 0.04
@@ -22,7 +23,7 @@ def box(rows: slice, columns: slice, shape: tuple[int, int] = (60, 50)) -> NDArr
     return mask
 
 
-def overlay_case(**changes: Any) -> OverlayCase:
+def case_slice(**changes: Any) -> CaseSlice:
     values: dict[str, Any] = {
         "case": "RENJI/RENJI_0001",
         "image": np.full((60, 50), 40.0),
@@ -35,10 +36,10 @@ def overlay_case(**changes: Any) -> OverlayCase:
         "slice_index": 3,
         "n_slices": 9,
     }
-    return OverlayCase(**{**values, **changes})
+    return CaseSlice(**{**values, **changes})
 
 
-def drawn(path: Path, *cases: OverlayCase, title: str = "") -> NDArray[np.float64]:
+def drawn(path: Path, *cases: CaseSlice, title: str = "") -> NDArray[np.float64]:
     draw_overlays(cases, path, kind="phantom", title=title)
     return np.asarray(imread(path)[..., :3], dtype=np.float64)
 
@@ -61,7 +62,7 @@ def present(image: NDArray[np.float64]) -> dict[str, set[str]]:
 
 def test_each_panel_shows_its_contours(tmp_path: Path) -> None:
     """The masks are apart, so that no contour hides another."""
-    case = overlay_case(
+    case = case_slice(
         reference_pancreas=box(slice(4, 14), slice(4, 14)),
         reference_tumor=box(slice(20, 32), slice(20, 30)),
         pancreas=box(slice(40, 50), slice(4, 14)),
@@ -79,7 +80,7 @@ def test_each_panel_shows_its_contours(tmp_path: Path) -> None:
 
 
 def test_empty_masks_draw_nothing_and_raise_no_warning(tmp_path: Path) -> None:
-    image = drawn(tmp_path / "empty.png", overlay_case())
+    image = drawn(tmp_path / "empty.png", case_slice())
     assert all(not names for names in present(image).values())
     assert where(image, "fine tumor").any()  # the legend
 
@@ -87,7 +88,7 @@ def test_empty_masks_draw_nothing_and_raise_no_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(slice(20, 40), slice(20, 30)), (slice(0, 20), slice(0, 10))])
 def test_aspect_follows_the_spacing(tmp_path: Path, rows: slice, columns: slice) -> None:
     """20 × 10 pixels of 1 × 2 mm are a square, also where the mask touches the border of the slice."""
-    image = drawn(tmp_path / "square.png", overlay_case(reference_tumor=box(rows, columns)))
+    image = drawn(tmp_path / "square.png", case_slice(reference_tumor=box(rows, columns)))
     for column in ("Reference", "Tumor fine", "Lesion"):
         y, x = np.nonzero(where(panel(image, column), "reference tumor"))
         assert np.ptp(y) == pytest.approx(np.ptp(x), abs=3)
@@ -98,7 +99,7 @@ def test_aspect_follows_the_spacing(tmp_path: Path, rows: slice, columns: slice)
 
 def test_scale_bar_and_field_are_in_millimetres(tmp_path: Path) -> None:
     """A 20 mm lesion with a margin of 14 mm fills 20/48 of the lesion panel; the bar there is 10 mm long."""
-    image = drawn(tmp_path / "bar.png", overlay_case(reference_tumor=box(slice(20, 40), slice(20, 30))))
+    image = drawn(tmp_path / "bar.png", case_slice(reference_tumor=box(slice(20, 40), slice(20, 30))))
     lesion = panel(image, "Lesion")
     side = lesion.shape[1]
     y, _ = np.nonzero(where(lesion, "reference tumor"))
@@ -111,14 +112,14 @@ def test_intensities_are_windowed(tmp_path: Path) -> None:
     image = np.full((60, 50), -500.0)
     image[:, 25:] = 240.0
     image[30:, :25] = 70.0
-    ct = panel(drawn(tmp_path / "window.png", overlay_case(image=image)), "CT")
+    ct = panel(drawn(tmp_path / "window.png", case_slice(image=image)), "CT")
     side = ct.shape[0]
     levels = [float(ct[round(y * side), round(x * side)].mean()) for y, x in ((0.35, 0.2), (0.35, 0.8), (0.65, 0.2))]
     assert levels == pytest.approx([0.0, 1.0, 0.5], abs=0.02)
 
 
 def test_the_same_cases_give_the_same_bytes(tmp_path: Path) -> None:
-    case = overlay_case(reference_tumor=box(slice(20, 40), slice(20, 30)), dsc={"fine": 0.5, "coarse": float("nan")})
+    case = case_slice(reference_tumor=box(slice(20, 40), slice(20, 30)), dsc={"fine": 0.5, "coarse": float("nan")})
     for name in ("one.png", "two.png"):
         draw_overlays([case], tmp_path / name, kind="patient", title="erm with $ and _")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
@@ -130,8 +131,8 @@ def test_from_volumes_takes_the_largest_lesion() -> None:
     masks = {name: np.zeros(shape, dtype=np.uint8) for name in get_args(Masks)}
     image = np.arange(6.0)[:, None, None] * np.ones(shape)
 
-    def chosen() -> OverlayCase:
-        return OverlayCase.from_volumes("a/b", image, masks, (4.0, 1.0, 2.0), dsc={})
+    def chosen() -> CaseSlice:
+        return CaseSlice.from_volumes("a/b", image, masks, (4.0, 1.0, 2.0), dsc={})
 
     assert chosen().slice_index == 3
     masks["reference_pancreas"][1, :5, :5] = 1
@@ -150,9 +151,35 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DgbenchError, match="no case to draw"):
         draw_overlays([], tmp_path / "none.png", kind="phantom")
     with pytest.raises(DgbenchError, match=r"one \(H, W\) slice each"):
-        overlay_case(tumor_fine=EMPTY[1:])
+        case_slice(tumor_fine=EMPTY[1:])
     with pytest.raises(DgbenchError, match="two positive lengths in mm"):
-        overlay_case(spacing=(1.0, 0.0))
+        case_slice(spacing=(1.0, 0.0))
     (tmp_path / "file").write_text("")
     with pytest.raises(DgbenchError, match="cannot be written"):
-        draw_overlays([overlay_case()], tmp_path / "file" / "overlay.png", kind="phantom")
+        draw_overlays([case_slice()], tmp_path / "file" / "overlay.png", kind="phantom")
+
+
+def test_a_saved_slice_comes_back_and_draws_the_same_figure(tmp_path: Path) -> None:
+    case = case_slice(
+        image=np.linspace(-100, 240, 60 * 50).reshape(60, 50).astype(np.float32),
+        reference_tumor=box(slice(20, 40), slice(20, 30)),
+        dsc={"fine": 0.5, "coarse": float("nan")},
+    )
+    case.save(tmp_path / "RENJI" / "case.npz")
+    back = CaseSlice.load(tmp_path / "RENJI" / "case.npz")
+    assert (back.case, back.spacing, back.slice_index, back.n_slices) == (
+        case.case,
+        case.spacing,
+        case.slice_index,
+        case.n_slices,
+    )
+    np.testing.assert_array_equal(back.reference_tumor, case.reference_tumor)
+    np.testing.assert_allclose(back.image / 255 * 340 - 100, case.image, atol=0.51 * 340 / 255)
+    assert back.dsc["fine"] == 0.5
+    assert np.isnan(back.dsc["coarse"])
+
+
+def test_a_damaged_slice_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "case.npz").write_bytes(b"PK not a zip")
+    with pytest.raises(DgbenchError, match=r"case\.npz: not a readable slice"):
+        CaseSlice.load(tmp_path / "case.npz")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dgbench.inference.predictor import Predictor
+from dgbench.nets import Backbone
 
 SIZE = (8, 16, 24)
 
@@ -121,3 +122,47 @@ def test_bf16_runs_under_autocast(roi: np.ndarray) -> None:
         answer = predictor(network, precision=precision)(roi)
         assert network.calls[1] == dtype
         assert answer.probability.dtype == np.float32
+
+
+class Doubled(nn.Module):
+    """Two small backbones, asked one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.nets = nn.ModuleList([Backbone(width=8), Backbone(width=8)])
+
+    def begin_case(self, roi: Tensor) -> None: ...
+
+    def end_case(self) -> None: ...
+
+    def predict(self, image: Tensor) -> Tensor:
+        return torch.stack([net(image) for net in self.nets]).mean(0)
+
+
+def test_pooled_features_are_the_mean_of_the_decoders_last_feature_over_each_mask(roi: np.ndarray) -> None:
+    method = Doubled().eval()
+    masks = np.zeros((3, *SIZE), dtype=np.float32)
+    masks[0, :4], masks[1, 2:, 5] = 1, 1
+    pooled = predictor(method).pooled(roi, masks)
+    with torch.no_grad():
+        decoders = [net.features(torch.from_numpy(roi)[None]).decoder[0].numpy() for net in method.nets]  # type: ignore[operator]
+    expected = np.concatenate(decoders)
+    for mask, row in zip(masks[:2], pooled[:2], strict=True):
+        np.testing.assert_allclose(row, expected[:, mask > 0].mean(1), rtol=1e-4, atol=1e-5)
+    assert np.isnan(pooled[2]).all(), "nothing to average over"
+    assert all(net.listener is None for net in method.nets), "the network is left as it was"
+
+
+def test_pooled_features_of_a_large_roi_are_those_of_its_windows(roi: np.ndarray) -> None:
+    method = Doubled().eval()
+    masks = np.zeros((1, *SIZE), dtype=np.float32)
+    masks[0, :, :8, :8] = 1
+    windowed = predictor(method, whole=100).pooled(roi, masks)
+    first, second = (
+        predictor(method).pooled(roi[..., :8, cut], masks[..., :8, cut]) for cut in (slice(8), slice(4, 12))
+    )
+    below = predictor(method).pooled(roi[..., 4:12, :8], masks[..., 4:12, :8])
+    corner = predictor(method).pooled(roi[..., 4:12, 4:12], masks[..., 4:12, 4:12])
+    expected = (4 * first + 2 * second + 2 * below + corner) / 9
+    np.testing.assert_allclose(windowed, expected, rtol=1e-4, atol=1e-5)

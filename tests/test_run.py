@@ -15,6 +15,7 @@ import pytest
 from training_fixtures import differences, outcome
 
 from dgbench.store.folder import RunFolder, iter_runs, read_status
+from dgbench.store.slices import CaseSlice, slice_file
 
 PROGRAM = str(Path(sys.executable).with_name("dgbench"))
 OWN, SHARED = ("tumor-coarse", "tumor-fine"), ("pancreas-coarse", "pancreas-fine")
@@ -143,6 +144,22 @@ def test_the_call_ends_with_a_table_the_folder_and_the_overlay(tiny: Tiny) -> No
     assert "\x1b" not in out + tiny.output.stderr, "no colours and no bars in a log file"
     trained = [line.split()[1] for line in tiny.output.stderr.splitlines() if line.startswith("train ")]
     assert trained == [*SHARED, *OWN]
+
+
+def test_every_held_out_case_leaves_a_slice_and_pooled_features(tiny: Tiny) -> None:
+    run = tiny.runs["erm"]
+    slices = {case: CaseSlice.load(slice_file(run.path, case)) for case in HELD_OUT}
+    assert {case.case for case in slices.values()} == HELD_OUT
+    assert all(case.reference_tumor.any() for case in slices.values())
+    assert not (run.path / "figures" / "slices" / "MSD").exists(), "only held-out cases are shown"
+    features = pd.read_parquet(run.evaluation / "features.parquet")
+    assert set(features["stage"]) == set(OWN)
+    assert set(features["tissue"]) == {"tumor", "normal"}
+    assert set(features[features["role"] == "held-out"]["case"]) == HELD_OUT
+    assert {len(row) for row in features["features"]} == {8}
+    first = features[(features["case"] == min(HELD_OUT)) & (features["stage"] == OWN[-1])]
+    tumor, normal = (first[first["tissue"] == tissue]["features"].iloc[0] for tissue in ("tumor", "normal"))
+    assert (tumor != normal).any()
 
 
 def test_cost_has_three_conventions_that_agree(tiny: Tiny) -> None:

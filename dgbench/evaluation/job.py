@@ -19,6 +19,8 @@ from dgbench.data.case import Case
 from dgbench.data.preparation import PreparedCase, native_label, prepare_case, to_native
 from dgbench.data.splits import Split
 from dgbench.errors import DgbenchError
+from dgbench.evaluation.case_slice import case_slice
+from dgbench.evaluation.features import feature_rows
 from dgbench.evaluation.metrics import CaseMetrics, case_metrics
 from dgbench.inference.cascade import StageResult, run_stage
 from dgbench.inference.predictor import Predictor
@@ -28,12 +30,19 @@ from dgbench.method import Method
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.atomic import read_json, write_bytes, write_json
 from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
+from dgbench.store.slices import slice_file
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import Report, build_method
 from dgbench.training.validation import stage_predictor
 
 PARTS = "parts"
 CHECKPOINT_FILES = {"source-val": "best", "last-step": "last"}
+TABLES = {
+    "cases": ["setting", "checkpoint", "threshold", "case"],
+    "times": ["setting", "checkpoint", "case"],
+    "features": ["stage", "checkpoint", "case", "tissue"],
+}
+"""The tables of an evaluation and what their rows are sorted by."""
 UNDEFINABLE = tuple(field.name for field in fields(CaseMetrics) if field.type is float)
 """Columns of the raw rows that are NaN where they are not computable."""
 
@@ -77,7 +86,7 @@ class EvaluationJob:
 
 
 def evaluate(job: EvaluationJob, report: Report) -> None:
-    """Evaluate every case of ``job``; writes cases.parquet, times.parquet and the 8-bit probabilities into its folder."""
+    """Evaluate every case of ``job``: the tables and 8-bit probabilities into its folder, a slice of every held-out case into the run's."""
     first = job.training[0]
     torch.set_num_threads(first.threads)
     if (
@@ -92,8 +101,8 @@ def evaluate(job: EvaluationJob, report: Report) -> None:
     for index, case in enumerate(job.cases):
         part = parts / case.center / f"{case.name}.json"
         if not part.is_file():
-            rows, times = _evaluate_case(job, case, predictors)
-            write_json(part, {"rows": [_without_nan(row) for row in rows], "times": times})
+            content = _evaluate_case(job, case, predictors)
+            write_json(part, content)
         report(index + 1, len(job.cases), case.id)
     _compile(job, parts)
 
@@ -132,14 +141,17 @@ def load_trained(training: TrainJob, checkpoint: str, device: torch.device) -> M
 
 def _evaluate_case(
     job: EvaluationJob, case: Case, predictors: Mapping[str, Mapping[str, Predictor]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> dict[str, list[dict[str, Any]]]:
+    """The lines that ``case`` adds to each table."""
     rows: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []
+    features: list[dict[str, Any]] = []
     try:
         prepared = prepare_case(case, job.resolved.protocol, job.training[0].cache)
         reference, _ = native_label(case, job.resolved.protocol)
     except DgbenchError as error:
-        return [_failed_row(job, case, str(error), **view) for view in _views(job)], times
+        failed = [_failed_row(job, case, str(error), **view) for view in _views(job)]
+        return {"cases": [_without_nan(row) for row in failed], "times": times, "features": features}
     same = {training.stage for training in job.training if _last_is_best(training)}
     for checkpoint, stages in predictors.items():
         if checkpoint == "last-step" and len(same) == len(job.training) and "source-val" in predictors:
@@ -156,7 +168,15 @@ def _evaluate_case(
                 save_result(result_file(job.folder, case, setting, checkpoint), result)
                 times.append({"case": case.id, "setting": setting, "checkpoint": checkpoint, "seconds": seconds})
                 rows += _rows(job, case, prepared, reference, result, setting, checkpoint)
-    return rows, times
+            if checkpoint == "source-val" and chain == "Seg" and job.shared is not None and case.id in job.split.test:
+                case_slice(prepared, job.resolved.protocol, found).save(slice_file(job.folder.parent, case.id))
+        if checkpoint == "source-val" and job.shared is not None:
+            for stage, predictor in stages.items():
+                pooled = feature_rows(prepared, stage, predictor, job.resolved)
+                features += [
+                    {**_identity(job, case), "stage": stage, "checkpoint": checkpoint, **row} for row in pooled
+                ]
+    return {"cases": [_without_nan(row) for row in rows], "times": times, "features": features}
 
 
 def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,20 +322,16 @@ def load_shared(job: EvaluationJob, case: Case) -> dict[str, StageResult]:
 
 
 def _compile(job: EvaluationJob, parts: Path) -> None:
-    """All parts into two tables with a fixed order of rows."""
+    """All parts into one file per table, with a fixed order of rows."""
     import pandas as pd
 
     content = [read_json(path) for path in sorted(parts.glob("*/*.json"))]
-    for name, keys in (
-        ("rows", ["setting", "checkpoint", "threshold", "case"]),
-        ("times", ["setting", "checkpoint", "case"]),
-    ):
+    for name, keys in TABLES.items():
         frame = pd.DataFrame([row for part in content for row in part[name]])
-        target = job.folder / ("cases.parquet" if name == "rows" else "times.parquet")
         frame = frame.astype({column: float for column in UNDEFINABLE if column in frame})
         if len(frame):
             frame = frame.sort_values(keys, kind="stable").reset_index(drop=True)
-        write_bytes(target, frame.to_parquet(index=False))
+        write_bytes(job.folder / f"{name}.parquet", frame.to_parquet(index=False))
 
 
 def clear_parts(job: EvaluationJob) -> None:

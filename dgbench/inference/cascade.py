@@ -107,15 +107,28 @@ def stage_box(box: Box, margin: tuple[int, ...], name: str, resolved: ResolvedPr
 
 def predict_box(case: PreparedCase, box: Box, predictor: Predictor, factor: int) -> tuple[NDArray[np.float32], bool]:
     """Probabilities (*box.size) of a one-channel stage; a stage on a coarser grid sees block means and is repeated back."""
-    image = case.image_box(box.lo, box.hi)
-    if factor > 1:
-        mean = functional.avg_pool3d if image.ndim == 4 else functional.avg_pool2d
-        image = mean(torch.from_numpy(image)[None], factor)[0].numpy()
-    answer = predictor(image)
+    answer = predictor(_coarser(case.image_box(box.lo, box.hi), factor))
     probability = answer.probability[0]
     for axis in range(probability.ndim):
         probability = probability.repeat(factor, axis) if factor > 1 else probability
     return probability, answer.windowed
+
+
+def pooled_features(
+    case: PreparedCase, box: Box, masks: NDArray[np.bool_], predictor: Predictor, factor: int
+) -> NDArray[np.float32]:
+    """The decoder's last feature, averaged over each of ``masks`` (K, *box.size): (K, channels), NaN for an empty mask."""
+    image = case.image_box(box.lo, box.hi)
+    return predictor.pooled(_coarser(image, factor), _coarser(masks.astype(np.float32), factor))
+
+
+def _coarser(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """Block means of (C, *size) on a grid ``factor`` times coarser."""
+    if factor == 1:
+        return image
+    mean = functional.avg_pool3d if image.ndim == 4 else functional.avg_pool2d
+    coarser: NDArray[np.float32] = mean(torch.from_numpy(image)[None], factor)[0].numpy()
+    return coarser
 
 
 def _iterate(

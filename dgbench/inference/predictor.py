@@ -1,6 +1,9 @@
 """One network applied to one ROI: flips averaged, whole or in sliding windows (protocol.md §2)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dgbench.method import Method
+from dgbench.nets import Backbone, Features
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,51 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, roi: NDArray[np.float32]) -> Prediction:
         """Predict one ROI, (C, *size) in [0, 1]; global codes of the method are computed once for it."""
-        image = torch.from_numpy(np.ascontiguousarray(roi))[None].to(self.device)
-        windowed = int(np.prod(image.shape[2:])) > self.whole_roi_voxels
+        image = self._on_device(roi)
+        with self._facing(image):
+            probability = self._in_windows(image, self._flips) if self._windowed(image) else self._flips(image)
+        return Prediction(probability[0].float().cpu().numpy(), self._windowed(image))
+
+    @torch.no_grad()
+    def pooled(self, roi: NDArray[np.float32], masks: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The last decoder feature of ``roi`` (C, *size), averaged over each of ``masks`` (K, *size; weights 0..1): (K, channels).
+
+        One pass without flips, in windows where the ROI is large (a voxel counts once per window that holds it). The channels of all
+        backbones of the method are joined; of one that answers several times, the last answer counts. NaN where a mask is empty.
+        """
+        image, sums, totals = self._on_device(roi), [], []
+
+        def pool(joined: Tensor) -> Tensor:
+            part, mask = joined[:, : len(roi)], joined[:, len(roi) :].flatten(2)
+            with heard(self.method) as features:
+                self.method.predict(part)
+            decoder = torch.cat([feature.decoder for feature in features.values()], 1).float().flatten(2)
+            sums.append((mask @ decoder.transpose(1, 2)).sum(0))
+            totals.append(mask.sum(2).sum(0))
+            return torch.zeros_like(part[:, :1])
+
+        with self._facing(image):
+            joined = torch.cat([image, self._on_device(masks)], 1)
+            _ = self._in_windows(joined, pool) if self._windowed(image) else pool(joined)
+        means = torch.stack(sums).sum(0) / torch.stack(totals).sum(0)[:, None]
+        return means.cpu().numpy()
+
+    def _on_device(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
+
+    def _windowed(self, image: Tensor) -> bool:
+        return int(np.prod(image.shape[2:])) > self.whole_roi_voxels
+
+    @contextmanager
+    def _facing(self, image: Tensor) -> Iterator[None]:
+        """The method in evaluation mode and in the run's precision, told of the ROI it faces."""
         self.method.eval()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             self.method.begin_case(image)
             try:
-                probability = self._sliding(image) if windowed else self._flips(image)
+                yield
             finally:
                 self.method.end_case()
-        return Prediction(probability[0].float().cpu().numpy(), windowed)
 
     def _flips(self, image: Tensor) -> Tensor:
         """The mean over the 2^ndim mirror images, as many in one batch as hold ``whole_roi_voxels`` voxels together."""
@@ -64,16 +103,30 @@ class Predictor:
                 total = total + torch.flip(answer, [axis - 1 for axis in flip])
         return torch.as_tensor(total / len(flips))[None]
 
-    def _sliding(self, image: Tensor) -> Tensor:
+    def _in_windows(self, image: Tensor, predictor: Callable[[Tensor], Tensor]) -> Tensor:
         from monai.inferers import sliding_window_inference
 
         answer: Tensor = sliding_window_inference(
             image,
             self.window,
             sw_batch_size=1,
-            predictor=self._flips,
+            predictor=predictor,
             overlap=self.overlap,
             mode="gaussian",
             padding_mode="constant",
         )
         return answer
+
+
+@contextmanager
+def heard(method: Method[Any]) -> Iterator[dict[int, Features]]:
+    """What each backbone of ``method`` computes in the block, by its place among them; the last answer counts."""
+    backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+    features: dict[int, Features] = {}
+    for index, backbone in enumerate(backbones):
+        backbone.listener = partial(features.__setitem__, index)
+    try:
+        yield features
+    finally:
+        for backbone in backbones:
+            backbone.listener = None

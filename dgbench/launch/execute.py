@@ -13,7 +13,7 @@ from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan
 from dgbench.launch.worker import run_job
 from dgbench.store.atomic import read_json, write_json
-from dgbench.store.folder import read_status, write_status
+from dgbench.store.folder import RunFolder, RunSpec, read_status, write_status
 from dgbench.store.keys import key_of
 from dgbench.store.lock import FolderLock
 from dgbench.training.job import TrainJob
@@ -136,7 +136,7 @@ def _evaluate(plan: RunPlan, folder: FolderPlan, say: Say) -> None:
         say(f"evaluate {', '.join(job.stage for job in folder.training)} on {len(cases)} cases")
         write_status(folder.folder, "running")
         job = (folder.training, cases, shared, target, identity["key"])
-        run_job(_evaluate_job, job, "evaluation", target / "crash.txt")
+        run_job(_evaluate_job, (plan.request.runs, folder.spec, job), "evaluation", target / "crash.txt")
         write_status(target, "done")
     write_status(folder.folder, "done")
 
@@ -147,13 +147,17 @@ def _train_job(job: TrainJob, report: Any) -> None:
     train(job, report)
 
 
-def _evaluate_job(content: tuple[Any, ...], report: Any) -> None:
-    from dgbench.evaluation.finish import finish
+def _evaluate_job(content: tuple[Path, RunSpec, tuple[Any, ...]], report: Any) -> None:
     from dgbench.evaluation.job import EvaluationJob, clear_parts, evaluate
+    from dgbench.evaluation.run_cost import run_cost
+    from dgbench.leaderboard.overlay import draw_run_overlay
 
-    job = EvaluationJob(*content)
+    runs, spec, parts = content
+    job = EvaluationJob(*parts)
+    run = RunFolder(runs, job.folder.parent, spec)
     evaluate(job, report)
-    finish(job)
+    write_json(run.path / "cost.json", run_cost(job))
+    draw_run_overlay(run)
     clear_parts(job)
 
 

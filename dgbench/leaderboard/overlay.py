@@ -6,19 +6,20 @@ solid, predictions dashed, so that the figure also reads without colours, which 
 (Okabe and Ito). Panels are drawn in mm: their aspect is that of the patient whatever the voxel spacing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.tables import BANNERS
 from dgbench.store.atomic import replacing
+from dgbench.store.folder import RunFolder
+from dgbench.store.slices import CaseSlice, Mask, slice_file
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 COLOURS = {
@@ -29,79 +30,10 @@ COLOURS = {
     "fine tumor": "#56B4E9",
 }
 COLUMNS = ("CT", "Reference", "Pancreas", "Tumor coarse", "Tumor fine", "Lesion")
-CT_WINDOW = (-100.0, 240.0)
-"""Display window of CT in HU (paper IV.A)."""
 FIELD_MARGIN_MM = 25.0
 ZOOM_MARGIN_MM = 14.0
 SCALE_BARS_MM = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
 DPI = 220
-
-Mask = NDArray[np.bool_]
-Masks = Literal["reference_pancreas", "reference_tumor", "pancreas", "tumor_coarse", "tumor_fine"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverlayCase:
-    """One slice of one case with its masks, all of shape (H, W).
-
-    ``image`` is in its own units and shown in ``window`` (low, high); ``None`` shows its full range. ``spacing`` is the pixel size
-    (y, x) in mm. ``dsc`` in [0, 1] is of the whole volume, for any of the keys ``pancreas``, ``coarse``, ``fine``; a panel without a
-    value, or with ``NaN``, says so. ``slice_index`` counts from 0.
-    """
-
-    case: str
-    image: NDArray[Any]
-    reference_pancreas: Mask
-    reference_tumor: Mask
-    pancreas: Mask
-    tumor_coarse: Mask
-    tumor_fine: Mask
-    spacing: tuple[float, float]
-    slice_index: int
-    n_slices: int
-    dsc: Mapping[str, float] = field(default_factory=dict)
-    window: tuple[float, float] | None = CT_WINDOW
-
-    def __post_init__(self) -> None:
-        shapes = {name: getattr(self, name).shape for name in ("image", *get_args(Masks))}
-        if self.image.ndim != 2 or len(set(shapes.values())) != 1:
-            raise DgbenchError(
-                f"overlay of case {self.case}: image and masks must be one (H, W) slice each, got {shapes}"
-            )
-        if not all(0 < size < np.inf for size in self.spacing):
-            raise DgbenchError(
-                f"overlay of case {self.case}: spacing {self.spacing} must be two positive lengths in mm"
-            )
-
-    @classmethod
-    def from_volumes(
-        cls,
-        case: str,
-        image: NDArray[Any],
-        masks: Mapping[Masks, NDArray[Any]],
-        spacing: Sequence[float],
-        *,
-        dsc: Mapping[str, float],
-        window: tuple[float, float] | None = CT_WINDOW,
-    ) -> "OverlayCase":
-        """The slice of (D, H, W) volumes that shows most of the lesion.
-
-        That is the axial slice with the largest reference tumor; without one, with the largest predicted tumor (fine, then coarse),
-        then pancreas; the middle slice where all masks are empty. ``spacing`` is (z, y, x) in mm.
-        """
-        order: tuple[Masks, ...] = ("reference_tumor", "tumor_fine", "tumor_coarse", "reference_pancreas", "pancreas")
-        areas = (np.count_nonzero(masks[name], axis=(1, 2)) for name in order)
-        chosen = next((int(area.argmax()) for area in areas if area.any()), image.shape[0] // 2)
-        return cls(
-            case=case,
-            image=image[chosen],
-            **{name: masks[name][chosen] != 0 for name in order},
-            spacing=(float(spacing[1]), float(spacing[2])),
-            slice_index=chosen,
-            n_slices=image.shape[0],
-            dsc=dsc,
-            window=window,
-        )
 
 
 class _Field(NamedTuple):
@@ -112,8 +44,26 @@ class _Field(NamedTuple):
     side: float
 
 
+def draw_run_overlay(run: RunFolder) -> None:
+    """figures/overlay.png of a finished run: the best, the median and the worst held-out case of the last stage's official rows (fewer
+    where there are fewer cases); nothing where the run kept no slices."""
+    shown = [slice_file(run.path, case) for case in exemplary_cases(run.cases(), run.own_stages[-1])]
+    if shown and all(path.is_file() for path in shown):
+        title = f"{run.spec.method.name}, held-out {run.spec.heldout}: best, median and worst case"
+        slices = [CaseSlice.load(path) for path in shown]
+        draw_overlays(slices, run.path / "figures" / "overlay.png", kind=run.spec.protocol.kind, title=title)
+
+
+def exemplary_cases(rows: "pd.DataFrame", stage: str) -> list[str]:
+    """Ids of the best, the median and the worst held-out case by DSC of ``stage`` (`Seg`, ``source-val`` checkpoint, threshold 0.5)."""
+    official = (rows["role"] == "held-out") & (rows["stage"] == stage) & ~rows["setting"].str.endswith("-Mask")
+    selected = (rows["checkpoint"] == "source-val") & (rows["threshold"] == 0.5) & rows["dsc"].notna() & ~rows["failed"]
+    chosen = rows[official & selected].sort_values(["dsc", "case"], ascending=[False, True])["case"].tolist()
+    return list(dict.fromkeys(chosen[index] for index in (0, len(chosen) // 2, len(chosen) - 1))) if chosen else []
+
+
 def draw_overlays(
-    cases: Sequence[OverlayCase], path: Path, *, kind: Literal["phantom", "patient"], title: str = ""
+    cases: Sequence[CaseSlice], path: Path, *, kind: Literal["phantom", "patient"], title: str = ""
 ) -> None:
     """Draw ``cases``, one per row, and write the figure (PNG or PDF by the suffix of ``path``), complete or not at all.
 
@@ -162,7 +112,7 @@ def draw_overlays(
         figure.savefig(temporary, dpi=DPI, metadata={"Title": heading})
 
 
-def _draw_case(axes: Sequence["Axes"], case: OverlayCase) -> None:
+def _draw_case(axes: Sequence["Axes"], case: CaseSlice) -> None:
     ct, reference, pancreas, coarse, fine, lesion = axes
     whole = _whole(case)
     view = _around(
@@ -211,13 +161,13 @@ def _draw_case(axes: Sequence["Axes"], case: OverlayCase) -> None:
     _rectangle(reference, zoom)
 
 
-def _whole(case: OverlayCase) -> _Field:
+def _whole(case: CaseSlice) -> _Field:
     """The smallest square that holds the slice."""
     height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
     return _Field(height / 2, width / 2, max(height, width))
 
 
-def _first_nonempty(case: OverlayCase) -> tuple[Mask, ...]:
+def _first_nonempty(case: CaseSlice) -> tuple[Mask, ...]:
     """What the lesion panel is centered on: the reference lesion, else what was predicted, else the pancreas."""
     candidates = (
         (case.reference_tumor,),
@@ -227,7 +177,7 @@ def _first_nonempty(case: OverlayCase) -> tuple[Mask, ...]:
     return next((masks for masks in candidates if any(mask.any() for mask in masks)), ())
 
 
-def _around(case: OverlayCase, masks: Sequence[Mask], margin_mm: float, otherwise: _Field) -> _Field:
+def _around(case: CaseSlice, masks: Sequence[Mask], margin_mm: float, otherwise: _Field) -> _Field:
     """The square around all ``masks`` plus a margin, moved so that it does not leave the slice; ``otherwise`` if they are empty."""
     union = np.logical_or.reduce(masks) if masks else np.zeros(case.image.shape, dtype=bool)
     if not union.any():
@@ -243,7 +193,7 @@ def _around(case: OverlayCase, masks: Sequence[Mask], margin_mm: float, otherwis
     return _Field(y, x, float(side))
 
 
-def _slice(axis: "Axes", case: OverlayCase, view: _Field) -> None:
+def _slice(axis: "Axes", case: CaseSlice, view: _Field) -> None:
     """The image in mm, cut to ``view``, with a scale bar."""
     height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
     low, high = case.window or (float(case.image.min()), float(case.image.max()))
@@ -288,7 +238,7 @@ def _slice(axis: "Axes", case: OverlayCase, view: _Field) -> None:
     )
 
 
-def _contour(axis: "Axes", case: OverlayCase, mask: Mask, name: str, width: float = 1.2) -> None:
+def _contour(axis: "Axes", case: CaseSlice, mask: Mask, name: str, width: float = 1.2) -> None:
     """The outline of ``mask`` between pixel centers, closed at the image border; nothing for an empty mask."""
     if not mask.any():
         return

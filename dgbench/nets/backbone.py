@@ -73,6 +73,8 @@ class Backbone(nn.Module):
             dict(zip(self.TAPS, (w, w, w2, w4, w8, w8, w2, w, w), strict=True))
         )
         """Channels of the tensor at each tap."""
+        self.listener: Callable[[Features], None] | None = None
+        """Told what :meth:`features` returns; for looking at a trained network, not for training it."""
         self.stem = ws_conv(ndim, in_channels, w, 3)
         self.layer0 = ResBlock(ndim, w, w)
         self.down1 = norm_relu_conv(ndim, w, w2, stride=2)
@@ -104,7 +106,10 @@ class Backbone(nn.Module):
         up3 = tap("up3", self.up3(self._upsample(self.fusion(encoder)) + skip3))
         up2 = tap("up2", self.up2(self._upsample(up3) + skip2))
         decoder = tap("up1", self.up1(self._upsample(up2) + skip1))
-        return Features(encoder, decoder)
+        features = Features(encoder, decoder)
+        if self.listener is not None:
+            self.listener(features)
+        return features
 
     def forward(self, x: Tensor, tap: Tap | None = None) -> Tensor:
         """Segmentation logits (B, out_channels, *spatial) of (B, in_channels, *spatial); see :meth:`features`."""
