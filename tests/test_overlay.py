@@ -159,7 +159,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         draw_overlays([case_slice()], tmp_path / "file" / "overlay.png", kind="phantom")
 
 
-def test_a_saved_slice_comes_back_and_draws_the_same_figure(tmp_path: Path) -> None:
+def test_a_saved_slice_comes_back(tmp_path: Path) -> None:
     case = case_slice(
         image=np.linspace(-100, 240, 60 * 50).reshape(60, 50).astype(np.float32),
         reference_tumor=box(slice(20, 40), slice(20, 30)),

@@ -101,8 +101,7 @@ def evaluate(job: EvaluationJob, report: Report) -> None:
     for index, case in enumerate(job.cases):
         part = parts / case.center / f"{case.name}.json"
         if not part.is_file():
-            content = _evaluate_case(job, case, predictors)
-            write_json(part, content)
+            write_json(part, _evaluate_case(job, case, predictors))
         report(index + 1, len(job.cases), case.id)
     _compile(job, parts)
 

@@ -19,8 +19,9 @@ from dgbench.store.lock import FolderLock
 from dgbench.training.job import TrainJob
 
 Say = Callable[[str], None]
-EVALUATION = 1
-"""Raised when inference or metrics change numbers, so that finished runs are evaluated again (training has its own, ``RECIPE``)."""
+EVALUATION = 2
+"""Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
+its own, ``RECIPE``)."""
 
 
 def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.tables import BANNERS
 from dgbench.store.atomic import replacing
 from dgbench.store.folder import RunFolder
@@ -55,9 +56,10 @@ def draw_run_overlay(run: RunFolder) -> None:
 
 
 def exemplary_cases(rows: "pd.DataFrame", stage: str) -> list[str]:
-    """Ids of the best, the median and the worst held-out case by DSC of ``stage`` (`Seg`, ``source-val`` checkpoint, threshold 0.5)."""
+    """Ids of the best, the median and the worst held-out case by DSC of ``stage`` in the official view (`Seg`)."""
     official = (rows["role"] == "held-out") & (rows["stage"] == stage) & ~rows["setting"].str.endswith("-Mask")
-    selected = (rows["checkpoint"] == "source-val") & (rows["threshold"] == 0.5) & rows["dsc"].notna() & ~rows["failed"]
+    selected = (rows["checkpoint"] == OFFICIAL.checkpoint) & (rows["threshold"] == OFFICIAL.threshold)
+    official &= rows["dsc"].notna() & ~rows["failed"]
     chosen = rows[official & selected].sort_values(["dsc", "case"], ascending=[False, True])["case"].tolist()
     return list(dict.fromkeys(chosen[index] for index in (0, len(chosen) // 2, len(chosen) - 1))) if chosen else []
 
