@@ -9,34 +9,41 @@ of every center. Arms, all with the same number of training cases and draws:
 - ceiling: all source cases and the target arm's cases.
 
 The gap is target minus sources. Its share owed to an axis is 1 - gap without that axis / gap. Records are appended as runs complete, and
-the same call goes on where it stopped:
+the same call goes on where it stopped. Each run is claimed by a lock: start the same call once per core, and they share the work.
 
-    python benchmarks/phantom_gate.py run [--axes] [--convergence] [--threads 1]
+    python benchmarks/phantom_gate.py run [--parts base,appearance,convergence,ceiling,precision,axes]
     python benchmarks/phantom_gate.py lr        # the target arm at several learning rates, from which the protocol's was chosen
     python benchmarks/phantom_gate.py report
 """
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dgbench.data.case import Case, Center, load_centers
-from dgbench.data.phantom import AXES, PhantomRecipe, annotation_ceiling, fingerprint, write_phantom
+from dgbench.data.phantom import AXES, PhantomRecipe, annotation_ceiling, fingerprint
 from dgbench.data.preparation import prepare_case
 from dgbench.data.splits import Split, order, validation_count
-from dgbench.launch.progress import progress
+from dgbench.errors import DgbenchError
+from dgbench.launch.phantom import draw_once
 from dgbench.launch.worker import run_job
 from dgbench.protocol import Protocol, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
+from dgbench.store.atomic import read_json, write_json
 from dgbench.store.keys import key_of
+from dgbench.store.lock import FolderLock
 from dgbench.training.job import RECIPE, TrainJob
 
 STAGE = "tumor-coarse"
 FOLDS = 3
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-3, 1e-2, 3e-2)
+NEUTRAL = frozenset({"annotation"})
+APPEARANCE = "appearance axes only"
+PARTS = ("base", "appearance", "convergence", "ceiling", "precision", "axes")
 RECORDS = Path(__file__).parent / "results" / "phantom_gate.jsonl"
 CACHE = Path.home() / ".cache" / "dgbench"
 
@@ -57,18 +64,8 @@ def phantom_identity(protocol: Protocol, off: frozenset[str]) -> str:
 def phantom(protocol: Protocol, off: frozenset[str]) -> dict[str, Center]:
     """The bench phantom with the axes in ``off`` at strength 0, drawn once into the cache."""
     recipe = phantom_recipe(protocol, off)
-    total = sum(recipe.counts().values())
     folder = CACHE / "phantom" / fingerprint(recipe)[:12]
-    if not (folder / "phantom.json").is_file():
-        done = 0
-        with progress(f"phantom without {', '.join(sorted(off))}") as report:
-
-            def on_case(_center: str, _index: int) -> None:
-                nonlocal done
-                done += 1
-                report(done, total)
-
-            write_phantom(recipe, folder, on_case=on_case)
+    draw_once(recipe, folder)
     return load_centers(folder, protocol)
 
 
@@ -115,7 +112,6 @@ def train_and_judge(content: tuple[TrainJob, tuple[Case, ...]], report: object) 
     import torch
 
     from dgbench.evaluation.job import load_trained
-    from dgbench.store.atomic import write_json
     from dgbench.training.loop import train
     from dgbench.training.validation import stage_predictor, validate
 
@@ -130,27 +126,54 @@ def train_and_judge(content: tuple[TrainJob, tuple[Case, ...]], report: object) 
     write_json(job.folder / "judged.json", {case.id: score for case, score in zip(test, scores, strict=True)})
 
 
-def run_one(
-    resolved: ResolvedProtocol, off: frozenset[str], judged: str, seed: int, arm: str, factor: int, threads: int
-) -> None:
-    """One run of the study, unless its record exists."""
-    name = {
-        "off": sorted(off),
-        "judged": judged,
-        "seed": seed,
-        "arm": arm,
-        "draws_factor": factor,
-        "lr": resolved.preset.stages[STAGE].lr,
-        "draws": resolved.preset.stages[STAGE].draws * factor,
-        "recipe": RECIPE,
-        "phantom": phantom_identity(resolved.protocol, off),
-    }
-    if any(all(record[key] == value for key, value in name.items()) for record in read_records()):
+@dataclass(frozen=True)
+class Run:
+    """One run of the study: which axes are off, whose cases are judged, and how the network was trained."""
+
+    off: frozenset[str]
+    judged: str
+    seed: int
+    arm: str
+    factor: int = 1
+    lr: float | None = None
+    precision: str | None = None
+
+    def resolved(self) -> ResolvedProtocol:
+        """The `bench` preset, with this run's learning rate and precision where it has its own."""
+        own = {f"stages.{STAGE}.lr": self.lr, "precision.cpu": self.precision}
+        return load_protocol("phantom").resolve("bench", {key: str(value) for key, value in own.items() if value})
+
+    def name(self) -> dict[str, object]:
+        """What identifies its record."""
+        resolved = self.resolved()
+        budget = resolved.preset.stages[STAGE]
+        return {
+            "off": sorted(self.off),
+            "judged": self.judged,
+            "seed": self.seed,
+            "arm": self.arm,
+            "draws": budget.draws * self.factor,
+            "lr": budget.lr,
+            "precision": resolved.preset.precision["cpu"],
+            "recipe": RECIPE,
+            "phantom": phantom_identity(resolved.protocol, self.off),
+        }
+
+    def record(self) -> dict[str, object] | None:
+        """Its record, once it is finished."""
+        name = self.name()
+        return next((one for one in read_records() if all(one.get(key) == value for key, value in name.items())), None)
+
+
+def execute(run: Run, threads: int) -> None:
+    """Train and judge, unless the record exists or another process is at it."""
+    if run.record() is not None:
         return
-    centers = phantom(resolved.protocol, off)
-    split = splits(resolved.protocol, centers, judged, seed)[arm]
+    resolved, name = run.resolved(), run.name()
+    centers = phantom(resolved.protocol, run.off)
+    split = splits(resolved.protocol, centers, run.judged, run.seed)[run.arm]
     cases = {case.id: case for center in centers.values() for case in center.cases}
-    info = replace(find_method("erm"), draws_factor=factor)
+    info = replace(find_method("erm"), draws_factor=run.factor)
     identity = {**name, "protocol": resolved.identity(STAGE)}
     job = TrainJob(
         stage=STAGE,
@@ -160,25 +183,28 @@ def run_one(
         split=split,
         cases=tuple(cases[case_id] for case_id in (*split.train, *split.validation)),
         centers=tuple(centers.values()),
-        seed=seed,
+        seed=run.seed,
         cache=CACHE,
         folder=CACHE / "gate" / key_of(identity)[:16],
         key=key_of(identity),
         identity=identity,
         device="cpu",
-        precision="fp32",
+        precision=resolved.preset.precision["cpu"],
         threads=threads,
     )
-    title = f"{arm} {judged} seed {seed} off {','.join(sorted(off))} x{factor}"
-    run_job(train_and_judge, (job, tuple(cases[case_id] for case_id in split.test)), title, job.folder / "crash.txt")
-    judged_scores = json.loads((job.folder / "judged.json").read_text(encoding="utf-8"))
-    result = json.loads((job.folder / "result.json").read_text(encoding="utf-8"))
-    record = {**name, "train_cases": len(split.train), "best_dsc": result["best_dsc"]}
-    RECORDS.parent.mkdir(parents=True, exist_ok=True)
-    with RECORDS.open("a", encoding="utf-8") as file:
-        file.write(
-            json.dumps({**record, "dsc": {case: round(score, 6) for case, score in judged_scores.items()}}) + "\n"
-        )
+    title = f"{run.arm} {run.judged} seed {run.seed} off {','.join(sorted(run.off))} x{run.factor}"
+    with FolderLock(job.folder):
+        if run.record() is not None:
+            return
+        test = tuple(cases[case_id] for case_id in split.test)
+        run_job(train_and_judge, (job, test), title, job.folder / "crash.txt")
+        judged = read_json(job.folder / "judged.json")
+        best = read_json(job.folder / "result.json")["best_dsc"]
+        record = {**name, "train_cases": len(split.train), "best_dsc": best}
+        scores = {case: round(score, 6) for case, score in judged.items()}
+        RECORDS.parent.mkdir(parents=True, exist_ok=True)
+        with RECORDS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**record, "dsc": scores}) + "\n")
 
 
 def read_records() -> list[dict[str, object]]:
@@ -186,61 +212,65 @@ def read_records() -> list[dict[str, object]]:
     return [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()] if RECORDS.is_file() else []
 
 
-def mean_dsc(
-    off: frozenset[str], arm: str, factor: int = 1, seeds: range = range(FOLDS), lr: float | None = None
-) -> dict[str, list[float]]:
-    """Mean DSC (points) of each finished seed, by center; at the protocol's learning rate unless another is given."""
-    lr = lr or load_protocol("phantom").presets["bench"].stages[STAGE].lr
+def mean_dsc(off: frozenset[str], arm: str, seeds: range = range(FOLDS), **other: object) -> dict[str, list[float]]:
+    """Mean DSC (points) of each finished seed, by center; ``other`` are the fields of :class:`Run` that differ from the protocol's."""
     found: dict[str, list[float]] = {}
-    for record in read_records():
-        part = (record["off"], record["arm"], record["draws_factor"], record["lr"], record["recipe"], record["phantom"])
-        if (
-            part == (sorted(off), arm, factor, lr, RECIPE, phantom_identity(load_protocol("phantom"), off))
-            and record["seed"] in seeds
-        ):
-            scores = record["dsc"]
-            assert isinstance(scores, dict)
-            found.setdefault(str(record["judged"]), []).append(100 * float(np.mean(list(scores.values()))))
+    for judged in load_protocol("phantom").centers:
+        for seed in seeds:
+            record = Run(off, judged, seed, arm, **other).record()  # type: ignore[arg-type]
+            if record is not None:
+                scores = record["dsc"]
+                assert isinstance(scores, dict)
+                found.setdefault(judged, []).append(100 * float(np.mean(list(scores.values()))))
     return found
 
 
 def variants() -> dict[str, frozenset[str]]:
     """What is switched off in each part of the study, by name; the annotation axis always is."""
-    neutral = frozenset({"annotation"})
     content = frozenset(name for name, axis in AXES.items() if axis.kind == "content")
-    single = {f"all but {name}": neutral | {name} for name in AXES if name not in neutral}
-    return {"all axes": neutral, "appearance axes only": neutral | content, **single}
+    single = {f"all but {name}": NEUTRAL | {name} for name in AXES if name not in NEUTRAL}
+    return {"all axes": NEUTRAL, APPEARANCE: NEUTRAL | content, **single}
 
 
 def gap(off: frozenset[str], seeds: range) -> float | None:
     """Mean over centers of (target - sources), in points; None while a run is missing."""
     resolved = load_protocol("phantom")
-    target, sources = mean_dsc(off, "target", seeds=seeds), mean_dsc(off, "sources", seeds=seeds)
+    target, sources = mean_dsc(off, "target", seeds), mean_dsc(off, "sources", seeds)
     if any(len(found.get(center, [])) < len(seeds) for found in (target, sources) for center in resolved.centers):
         return None
     return float(np.mean([np.mean(target[center]) - np.mean(sources[center]) for center in resolved.centers]))
+
+
+def average(found: dict[str, list[float]]) -> float:
+    """Equal-weight mean over the centers."""
+    return float(np.mean([np.mean(values) for values in found.values()]))
 
 
 def report_lines() -> list[str]:
     """The study as Markdown, from the records alone."""
     centers = load_protocol("phantom").centers
     lines = [f"| axes | arm | seeds | {' | '.join(centers)} | mean |", f"|---|---|---|{'---|' * (len(centers) + 1)}"]
+    arms: list[tuple[str, str, dict[str, object]]] = [
+        ("target", "target", {}),
+        ("sources", "sources", {}),
+        ("sources, draws doubled", "sources", {"factor": 2}),
+        ("sources, fp32", "sources", {"precision": "fp32"}),
+        ("ceiling", "ceiling", {}),
+    ]
     for name, off in variants().items():
-        for arm, factor in (("target", 1), ("sources", 1), ("sources", 2), ("ceiling", 1)):
-            means = mean_dsc(off, arm, factor)
+        for title, arm, other in arms:
+            means = mean_dsc(off, arm, **other)  # type: ignore[arg-type]
             if not means:
                 continue
             cells = [f"{np.mean(means[c]):.1f}" if c in means else "not run" for c in centers]
-            mean = f"{np.mean([np.mean(means[c]) for c in centers]):.1f}" if len(means) == len(centers) else ""
+            mean = f"{average(means):.1f}" if len(means) == len(centers) else ""
             n_seeds = "/".join(str(len(means.get(c, []))) for c in centers)
-            lines.append(
-                f"| {name} | {arm}{' (draws doubled)' if factor == 2 else ''} | {n_seeds} | {' | '.join(cells)} | {mean} |"
-            )
+            lines.append(f"| {name} | {title} | {n_seeds} | {' | '.join(cells)} | {mean} |")
     rates = []
     for lr in LEARNING_RATES:
-        means = mean_dsc(frozenset({"annotation"}), "target", seeds=range(1), lr=lr)
+        means = mean_dsc(NEUTRAL, "target", range(1), lr=lr)
         if len(means) == len(centers):
-            rates.append(f"{lr:g}: {np.mean([np.mean(values) for values in means.values()]):.1f}")
+            rates.append(f"{lr:g}: {average(means):.1f}")
     lines += [
         "",
         f"Learning rate, in-domain (target arm, seed 0), mean DSC over centers: {', '.join(rates) or 'not run'}.",
@@ -250,16 +280,16 @@ def report_lines() -> list[str]:
     lines.append(
         f"Annotation ceiling, DSC of the annotated against the true lesion at full strength, 10 cases: {ceilings}."
     )
-    full = gap(frozenset({"annotation"}), range(FOLDS))
+    full = gap(NEUTRAL, range(FOLDS))
     lines += [
         "",
         f"Gap (target minus sources, {FOLDS} seeds, mean over centers): {'not complete yet' if full is None else f'{full:.1f} points'}.",
     ]
-    one = gap(frozenset({"annotation"}), range(1))
+    one = gap(NEUTRAL, range(1))
     for name, off in list(variants().items())[1:]:
         without = gap(off, range(1))
         if one is not None and without is not None:
-            share = without / one if name == "appearance axes only" else 1 - without / one
+            share = without / one if name == APPEARANCE else 1 - without / one
             lines.append(f"- {name}: gap {without:.1f} of {one:.1f} points at seed 0, share {100 * share:.0f} %.")
     return lines
 
@@ -273,42 +303,46 @@ def write_report(document: Path) -> None:
     document.write_text("\n".join([before + begin, *report_lines(), end]) + after, encoding="utf-8")
 
 
+def runs_of(part: str) -> Iterator[Run]:
+    """The runs of one part of the study."""
+    centers = load_protocol("phantom").centers
+    pair = ("target", "sources")
+    if part == "lr":
+        yield from (Run(NEUTRAL, judged, 0, "target", lr=lr) for lr in LEARNING_RATES for judged in centers)
+    elif part == "base":
+        yield from (Run(NEUTRAL, judged, seed, arm) for seed in range(FOLDS) for judged in centers for arm in pair)
+    elif part == "convergence":
+        yield from (Run(NEUTRAL, judged, seed, "sources", factor=2) for seed in range(FOLDS) for judged in centers)
+    elif part == "ceiling":
+        yield from (Run(NEUTRAL, judged, seed, "ceiling") for seed in range(FOLDS) for judged in centers)
+    elif part == "precision":
+        yield from (Run(NEUTRAL, judged, 0, "sources", precision="fp32") for judged in centers)
+    elif part in ("appearance", "axes"):
+        wanted = {name: off for name, off in variants().items() if (name == APPEARANCE) == (part == "appearance")}
+        yield from (
+            Run(off, judged, 0, arm) for off in wanted.values() if off != NEUTRAL for judged in centers for arm in pair
+        )
+    else:
+        raise SystemExit(f"unknown part {part!r} — known: {', '.join(PARTS)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "lr", "report"])
-    parser.add_argument(
-        "--axes", action="store_true", help="also switch each axis off in turn, and all content axes at once"
-    )
-    parser.add_argument("--convergence", action="store_true", help="also the sources arm with twice the draws")
-    parser.add_argument("--seeds", type=int, default=FOLDS)
+    parser.add_argument("--parts", default=",".join(PARTS), help="of `run`, in this order (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if options.action == "report":
         write_report(Path(__file__).parent.parent / "docs" / "phantom.md")
         print("\n".join(report_lines()))
         return
-    if options.action == "lr":
-        for judged in load_protocol("phantom").centers:
-            for lr in LEARNING_RATES:
-                changed = load_protocol("phantom").resolve("bench", {f"stages.{STAGE}.lr": str(lr)})
-                run_one(changed, frozenset({"annotation"}), judged, 0, "target", 1, options.threads)
-        return
-    resolved = load_protocol("phantom").resolve("bench")
-    centers = resolved.protocol.centers
-    neutral, *others = variants().values()
-    runs = [
-        (neutral, judged, seed, arm, 1)
-        for seed in range(options.seeds)
-        for judged in centers
-        for arm in ("target", "sources")
-    ]
-    if options.convergence:
-        runs += [(neutral, judged, 0, "sources", 2) for judged in centers]
-    if options.axes:
-        runs += [(off, judged, 0, arm, 1) for off in others for judged in centers for arm in ("target", "sources")]
-    runs += [(neutral, judged, seed, "ceiling", 1) for seed in range(options.seeds) for judged in centers]
-    for off, judged, seed, arm, factor in runs:
-        run_one(resolved, off, judged, seed, arm, factor, options.threads)
+    parts = ["lr"] if options.action == "lr" else options.parts.split(",")
+    for run in (run for part in parts for run in runs_of(part)):
+        try:
+            execute(run, options.threads)
+        except DgbenchError as error:
+            if "another process" not in str(error):
+                raise
 
 
 if __name__ == "__main__":

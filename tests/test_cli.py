@@ -17,6 +17,7 @@ from training_fixtures import Mini
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.job import UNDEFINABLE
+from dgbench.launch import environment
 
 
 @pytest.fixture(scope="module")
@@ -366,6 +367,36 @@ def test_doctor_names_versions_and_paths(
     assert all(word in out for word in ("torch", "SimpleITK", "protocols", str(tmp_path / "runs"), "GiB free"))
     assert call(["doctor", "--runs", str(tmp_path / "file"), "--cache", str(tmp_path / "cache")]) == 2
     assert f"problem: {tmp_path / 'file'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "found"),
+    [
+        ("model name\t: A\nflags\t\t: fpu avx512_bf16 amx_bf16", True),
+        ("model name\t: B\nflags\t\t: fpu avx2", False),
+        ("Features\t: fp asimd bf16", True),
+        ("processor\t: 0", None),
+    ],
+)
+def test_bf16_instructions_are_read_from_the_system(
+    cpuinfo: str, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo + "\n")
+    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
+    assert environment.has_bf16() is found
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("known", [True, False, None])
+def test_emulated_bf16_is_announced(
+    known: bool | None, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "has_bf16", lambda: known)
+    monkeypatch.setattr("dgbench.launch.execute.execute", lambda *_, **__: False)
+    monkeypatch.setattr("dgbench.cli.run._show_result", lambda _: None)
+    for precision in ("bf16", "fp32"):
+        call([*run_arguments(mini, tmp_path / "runs"), "--set", f"preset.precision.cpu={precision}"])
+        assert ("emulate" in capsys.readouterr().err) == (known is False and precision == "bf16")
 
 
 def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

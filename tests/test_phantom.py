@@ -38,7 +38,7 @@ from dgbench.errors import DgbenchError
 TUMOR_CENTERS = [center for center in CENTERS if center not in LESION_FREE]
 NEUTRAL = dict.fromkeys(AXES, 0.0)
 STATISTICS = Path(__file__).parent / "data" / "phantom_statistics.json"
-GOLDEN = "b5203366df1d20eb487c0dd54b555790442fb431d785a294eced1d9b2422d3e2"
+GOLDEN = "1dd9c1222333acb384fe133088be2c15042c5772e46dcab1b052ae315a3522e2"
 
 
 def statistics(case: PhantomCase) -> dict[str, float]:

@@ -126,6 +126,7 @@ def sweep(
 
 
 def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
+    from dgbench.launch.environment import has_bf16
     from dgbench.launch.execute import execute
     from dgbench.launch.phantom import ensure_data
     from dgbench.launch.plan import plan_run, resolve_request
@@ -135,6 +136,9 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     probe_writable(request.runs)
     ensure_data(request)
     plan = plan_run(request)
+    machine = plan.own.spec.environment
+    if machine.device == "cpu" and machine.precision == "bf16" and has_bf16() is False:
+        _say(f"preset {request.preset} computes in bf16, which this processor has to emulate: expect it to be slow")
     if not execute(plan, fresh=fresh, say=_say):
         _say("this run is done already; showing the stored result")
     return plan

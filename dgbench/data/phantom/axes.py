@@ -87,7 +87,7 @@ _KERNEL = Axis(
     " and standard ones are invented",
     common={"blur": Span(0.40, 0.55, floor=0.0, ceiling=3.0), "edge_gain": Span(0.0, 0.2, floor=0.0, ceiling=4.0)},
     centers={
-        "MSD": {"blur": (0.70, 0.95), "edge_gain": (0.0, 0.0)},
+        "MSD": {"blur": (0.60, 0.80), "edge_gain": (0.0, 0.0)},
         "RENJI": {"blur": (0.20, 0.35), "edge_gain": (0.4, 0.8)},
         "RMYY": {"blur": (0.40, 0.60), "edge_gain": (0.0, 0.1)},
         "NIH": {"blur": (0.45, 0.65), "edge_gain": (0.0, 0.2)},
@@ -118,9 +118,9 @@ _CONTRAST = Axis(
     "phase with water (RENJI), late phase with neutral content (RMYY)",
     common={
         "pancreas": Span(92.0, 110.0),
-        "pda": Span(-58.0, -44.0, ceiling=-15.0),
+        "pda": Span(-74.0, -60.0, ceiling=-15.0),
         "ipmn": Span(8.0, 22.0),
-        "pnet": Span(40.0, 60.0, floor=15.0),
+        "pnet": Span(55.0, 75.0, floor=15.0),
         "liver": Span(92.0, 115.0),
         "spleen": Span(105.0, 125.0),
         "kidney": Span(150.0, 185.0),
@@ -132,7 +132,7 @@ _CONTRAST = Axis(
     centers={
         "MSD": {
             "pancreas": (90.0, 112.0),
-            "pda": (-56.0, -42.0),
+            "pda": (-72.0, -58.0),
             "liver": (105.0, 125.0),
             "spleen": (110.0, 130.0),
             "kidney": (160.0, 200.0),
@@ -143,7 +143,7 @@ _CONTRAST = Axis(
         },
         "RENJI": {
             "pancreas": (104.0, 124.0),
-            "pda": (-62.0, -48.0),
+            "pda": (-80.0, -64.0),
             "pnet": (60.0, 90.0),
             "liver": (65.0, 85.0),
             "spleen": (120.0, 155.0),
@@ -155,7 +155,7 @@ _CONTRAST = Axis(
         },
         "RMYY": {
             "pancreas": (78.0, 96.0),
-            "pda": (-52.0, -40.0),
+            "pda": (-64.0, -50.0),
             "pnet": (34.0, 50.0),
             "liver": (82.0, 100.0),
             "spleen": (80.0, 95.0),

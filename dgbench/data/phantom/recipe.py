@@ -12,7 +12,7 @@ import numpy as np
 from dgbench.data.phantom.axes import AXES, CENTERS
 from dgbench.errors import DgbenchError, suggest
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 Size = Literal["tiny", "small", "full"]
 
@@ -47,7 +47,7 @@ class SizeSpec:
 
 SIZES: Mapping[str, SizeSpec] = {
     "tiny": SizeSpec(3.8, (1.6, 0.85), 3.5, (93.0, 189.0), 0, (104.0, 116.0), (12, 75), 1.2, (18.0, 35.0)),
-    "small": SizeSpec(3.8, (1.6, 0.85), 3.5, (220.0, 300.0), 0, (140.0, 175.0), (20, 90), 1.2, (18.0, 45.0)),
+    "small": SizeSpec(3.8, (1.6, 0.85), 3.5, (220.0, 300.0), 0, (140.0, 175.0), (20, 90), 1.2, (24.0, 48.0)),
     "full": SizeSpec(1.0, (0.0, 1.0), 1.0, None, 512, (190.0, 290.0), (37, 751), 1.0, (16.0, 50.0)),
 }
 
