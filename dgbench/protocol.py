@@ -17,6 +17,9 @@ from dgbench.errors import DgbenchError, suggest
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PROBABILITY = Annotated[float, Field(ge=0, le=1)]
+Checkpoint = Literal["source-val", "last-step"]
+CHECKPOINTS: tuple[Checkpoint, ...] = ("source-val", "last-step")
+"""Selected on source validation (official), or simply the last."""
 
 
 def check_name(name: str, what: str) -> str:
@@ -109,6 +112,13 @@ class Augmentation(Frozen):
     noise_p: PROBABILITY = 0.5
 
 
+class FineRounds(Frozen):
+    """At most how often the last stage looks again around its own answer, by chain (the paper's code: 4 in `Seg`, 5 in `Mask`)."""
+
+    seg: Annotated[int, Field(ge=1)] = 1
+    mask: Annotated[int, Field(ge=1)] = 1
+
+
 class Inference(Frozen):
     """How a stage is applied to a case (protocol.md §2, dual-task sheet §4)."""
 
@@ -116,7 +126,7 @@ class Inference(Frozen):
     window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     component_fraction: PROBABILITY | None = 0.5
     minimum_voxels: Annotated[int, Field(ge=1)] = 10
-    fine_rounds: Annotated[int, Field(ge=1)] = 1
+    fine_rounds: FineRounds = FineRounds()
     round_minimum_voxels: Annotated[int, Field(ge=1)] = 80
     round_stop_dice: PROBABILITY = 0.92
 
@@ -159,7 +169,7 @@ class Preset(Frozen):
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     tta: bool = True
     thresholds: tuple[PROBABILITY, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    checkpoints: tuple[Literal["source-val", "last-step"], ...] = ("source-val", "last-step")
+    checkpoints: tuple[Checkpoint, ...] = CHECKPOINTS
     precision: dict[Literal["cpu", "cuda"], Literal["fp32", "bf16"]] = {"cpu": "fp32", "cuda": "bf16"}
     workers: Annotated[int, Field(ge=0)] = 0
     phantom: PhantomSize | None = None
@@ -219,6 +229,12 @@ class Protocol(Frozen):
         return self
 
     @property
+    def settings(self) -> tuple[str, ...]:
+        """The settings in which the stages of the method under test are judged, such as ``F-Seg``; those in `Mask` use an oracle ROI."""
+        own = [stage.code for stage in self.stages.values() if stage.recipe is None]
+        return tuple(f"{code}-{chain}" for chain in ("Seg", "Mask") for code in own)
+
+    @property
     def shared_stages(self) -> tuple[str, ...]:
         """The stages that a fixed recipe trains, whatever the method under test, in order of inference."""
         return tuple(name for name, stage in self.stages.items() if stage.recipe is not None)
@@ -275,6 +291,13 @@ class ResolvedProtocol(Frozen):
         if roi is None:
             return (0,) * self.protocol.task.ndim
         return self.protocol.task.voxels(roi.mask_margin_mm if oracle else roi.margin_mm)
+
+    def rounds(self, stage: str, *, oracle: bool) -> int:
+        """Most passes of ``stage``: only the last one is iterated."""
+        if stage != list(self.protocol.stages)[-1]:
+            return 1
+        limits = self.protocol.inference.fine_rounds
+        return limits.mask if oracle else limits.seg
 
     def identity(self, stage: str | None = None) -> dict[str, Any]:
         """Everything of the resolved protocol that can change the numbers of a run, or of the training of one ``stage``; plain JSON."""

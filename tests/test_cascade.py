@@ -17,7 +17,7 @@ from dgbench.evaluation.metrics import dice
 from dgbench.inference.cascade import StageResult, label_roi, run_stage
 from dgbench.inference.predictor import Prediction
 from dgbench.inference.roi import Box, whole, widen
-from dgbench.protocol import Protocol, ResolvedProtocol, Task, Window, load_protocol
+from dgbench.protocol import FineRounds, Protocol, ResolvedProtocol, Task, Window, load_protocol
 
 SHAPE = (40, 64, 72)
 STAGES = ("pancreas-coarse", "pancreas-fine", "tumor-coarse", "tumor-fine")
@@ -80,6 +80,10 @@ def resolved() -> ResolvedProtocol:
 def with_inference(resolved: ResolvedProtocol, **changes: Any) -> ResolvedProtocol:
     inference = resolved.protocol.inference.model_copy(update=changes)
     return resolved.model_copy(update={"protocol": resolved.protocol.model_copy(update={"inference": inference})})
+
+
+def with_rounds(resolved: ResolvedProtocol, seg: int, mask: int = 1) -> ResolvedProtocol:
+    return with_inference(resolved, fine_rounds=FineRounds(seg=seg, mask=mask))
 
 
 def chain(
@@ -181,7 +185,7 @@ def rounds(
 ) -> tuple[FakePredictor, StageResult]:
     predictors = everything(found[0] or TUMOR)
     predictors["tumor-fine"] = FakePredictor(found)
-    result = chain(FakeCase(), predictors, with_inference(resolved, fine_rounds=count), "Seg")["tumor-fine"]
+    result = chain(FakeCase(), predictors, with_rounds(resolved, count), "Seg")["tumor-fine"]
     return predictors["tumor-fine"], result
 
 
@@ -213,7 +217,7 @@ def test_each_round_looks_around_the_one_before_with_the_stage_s_margin(resolved
     assert predictor.seen[:3] == [widen(box, margin, crop, SHAPE, 8) for box in (TUMOR, TUMOR, second)]
     predictors = everything()
     predictors["tumor-coarse"], predictors["tumor-fine"] = FakePredictor([None]), FakePredictor([TUMOR])
-    chain(FakeCase(), predictors, with_inference(resolved, fine_rounds=2), "Seg")
+    chain(FakeCase(), predictors, with_rounds(resolved, 2), "Seg")
     assert predictors["tumor-fine"].seen[1] == widen(TUMOR, margin, crop, SHAPE, 8), "also after a fallback"
 
 
@@ -227,8 +231,18 @@ def test_a_round_that_finds_too_little_keeps_its_roi(resolved: ResolvedProtocol)
 
 def test_only_the_last_stage_is_iterated(resolved: ResolvedProtocol) -> None:
     predictors = everything()
-    chain(FakeCase(), predictors, with_inference(resolved, fine_rounds=3), "Seg")
+    chain(FakeCase(), predictors, with_rounds(resolved, 3), "Seg")
     assert [len(predictors[name].seen) for name in STAGES] == [1, 1, 1, 2]
+
+
+def test_each_chain_has_a_limit_of_its_own_and_every_round_its_seconds(resolved: ResolvedProtocol) -> None:
+    for kind, limit in (("Seg", 4), ("Mask", 5)):
+        predictors = everything()
+        predictors["tumor-fine"] = FakePredictor([shifted(TUMOR, 4 * (turn % 2)) for turn in range(9)])
+        result = chain(FakeCase(), predictors, with_rounds(resolved, seg=4, mask=5), kind)["tumor-fine"]
+        assert (result.rounds, len(predictors["tumor-fine"].seen)) == (limit, limit)
+        assert len(result.seconds) == limit
+        assert min(result.seconds) > 0
 
 
 def test_what_a_network_finds_in_the_padding_does_not_count(resolved: ResolvedProtocol) -> None:

@@ -18,6 +18,7 @@ from dgbench.cli import call
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.job import UNDEFINABLE
 from dgbench.launch import environment
+from dgbench.store.slices import CaseSlice, slice_file
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +239,27 @@ def test_bad_source_data_ends_a_run_with_one_line(
 
 
 @pytest.mark.usefixtures("inside")
+def test_a_protocol_without_shared_stages_keeps_slices_and_features_too(mini: Mini, tmp_path: Path) -> None:
+    import pandas as pd
+
+    assert call(run_arguments(mini, tmp_path / "runs")) == 0
+    [run] = (path.parent for path in (tmp_path / "runs").rglob("cost.json"))
+    assert {path.name for path in (run / "figures").rglob("*.*")} == {"overlay.png", "case_00.npz", "case_01.npz"}
+    shown = CaseSlice.load(slice_file(run, "GAMMA/case_00"))
+    assert set(shown.dsc) == {"coarse", "fine"}
+    assert shown.reference_tumor.any()
+    assert not shown.reference_pancreas.any()
+    features = pd.read_parquet(run / "evaluation" / "features.parquet")
+    assert set(zip(features["stage"], features["tissue"], strict=True)) == {
+        ("organ", "tumor"),
+        ("lesion", "tumor"),
+        ("lesion", "normal"),
+    }
+    times = pd.read_parquet(run / "evaluation" / "times.parquet")
+    assert (times["round_seconds"].map(len) == 1).all()
+
+
+@pytest.mark.usefixtures("inside")
 def test_a_bad_held_out_case_is_a_failed_row_and_not_the_end(
     mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -423,6 +445,13 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: py
         (["--protocol", "none"], "unknown protocol 'none'"),
         (["--preset", "demoo"], "unknown preset 'demoo' for protocol 'phantom' — did you mean 'demo'?"),
         (["--policy", "papper"], "unknown policy 'papper' — did you mean 'paper'?"),
+        (["--setting", "F-Segg"], "--setting 'F-Segg' is unknown to protocol 'phantom' — did you mean 'F-Seg'?"),
+        (["--setting", "P-Fine"], "--setting 'P-Fine' is unknown"),
+        (
+            ["--checkpoint", "best"],
+            "--checkpoint 'best' is unknown to protocol 'phantom' — known: source-val, last-step",
+        ),
+        (["--threshold", "1"], "--threshold 1: a threshold lies between 0 and 1"),
         (["--format", "xml"], "'xml' is not one of"),
         (["--runs", __file__], "is a file"),
     ],

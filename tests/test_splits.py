@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dgbench.data.case import Case, Center
-from dgbench.data.splits import Split, center_of, leave_one_center_out, validation_count
+from dgbench.data.splits import Split, center_of, leave_one_center_out, validation_count, without_validation
 from dgbench.errors import DgbenchError
 from dgbench.protocol import Protocol, load_protocol
 
@@ -72,6 +72,8 @@ def test_no_validation_at_all_is_an_error(protocol: Protocol) -> None:
         leave_one_center_out(protocol, centers, "RENJI")
     small = leave_one_center_out(protocol, hospitals(MSD=3, RENJI=9, RMYY=4), "RENJI")
     assert {center_of(case) for case in small.validation} == {"RMYY"}
+    assert without_validation(small) == ("MSD",)
+    assert without_validation(leave_one_center_out(protocol, hospitals(MSD=4, RENJI=9, RMYY=4), "RENJI")) == ()
 
 
 def test_an_unknown_center_is_named_with_a_suggestion(protocol: Protocol) -> None:

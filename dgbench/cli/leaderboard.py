@@ -45,13 +45,20 @@ def leaderboard(
     from dgbench.leaderboard.compile import compile_runs
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import View
-    from dgbench.protocol import load_protocol
+    from dgbench.protocol import CHECKPOINTS, load_protocol
 
     contract = load_protocol(protocol)
     if preset is not None and preset not in contract.presets:
         raise DgbenchError(
             f"unknown preset {preset!r} for protocol {contract.name!r}{suggest(preset, contract.presets)}"
         )
+    for option, chosen, known in (("setting", setting, contract.settings), ("checkpoint", checkpoint, CHECKPOINTS)):
+        if chosen not in known:
+            raise DgbenchError(
+                f"--{option} {chosen!r} is unknown to protocol {contract.name!r}{suggest(chosen, known)}"
+            )
+    if not 0 < threshold < 1:
+        raise DgbenchError(f"--threshold {threshold:g}: a threshold lies between 0 and 1")
     if runs.exists() and not runs.is_dir():
         raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
     view = View(setting=setting, threshold=threshold, checkpoint=checkpoint, policy=policy)

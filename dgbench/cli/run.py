@@ -126,6 +126,7 @@ def sweep(
 
 
 def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
+    from dgbench.data.splits import MIN_CASES_FOR_VALIDATION, without_validation
     from dgbench.launch.environment import has_bf16
     from dgbench.launch.execute import execute
     from dgbench.launch.phantom import ensure_data
@@ -136,6 +137,8 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     probe_writable(request.runs)
     ensure_data(request)
     plan = plan_run(request)
+    for center in without_validation(plan.split):
+        _say(f"{center} has fewer than {MIN_CASES_FOR_VALIDATION} cases: all of them train, none validates")
     machine = plan.own.spec.environment
     if machine.device == "cpu" and machine.precision == "bf16" and has_bf16() is False:
         _say(f"preset {request.preset} computes in bf16, which this processor has to emulate: expect it to be slow")

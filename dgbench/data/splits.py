@@ -56,6 +56,12 @@ def validation_count(n_cases: int, fraction: float) -> int:
     return 0 if n_cases < MIN_CASES_FOR_VALIDATION else max(2, math.ceil(fraction * n_cases))
 
 
+def without_validation(split: Split) -> tuple[str, ...]:
+    """Source centers with too few cases to give one for validation: no checkpoint is selected on them."""
+    validated = {center_of(case) for case in split.validation}
+    return tuple(name for name in split.sources if name not in validated)
+
+
 def leave_one_center_out(protocol: Protocol, centers: Mapping[str, Center], heldout: str) -> Split:
     """Train and validate on every other center, test on all cases of ``heldout``.
 

@@ -14,25 +14,30 @@ from dgbench.store.slices import CaseSlice
 def case_slice(case: PreparedCase, protocol: Protocol, found: Mapping[str, StageResult]) -> CaseSlice:
     """Reference, pancreas, coarse and fine tumor of the `Seg` chain on the task grid; ``found`` holds the results of all stages.
 
-    Pancreas is the last shared stage, coarse and fine the first and the last of the method's own.
+    Pancreas is the last shared stage (empty and without a DSC where there is none), coarse and fine the first and the last of the method's
+    own.
     """
     labels = np.asarray(case.label)
     own = [name for name in protocol.stages if name not in protocol.shared_stages]
-    results = [found[name] for name in (protocol.shared_stages[-1], own[0], own[-1])]
-    masks = [result.mask(CHAIN_THRESHOLD, protocol.inference.component_fraction) for result in results]
-    references = [np.isin(labels, protocol.stages[result.stage].target) for result in results]
-    scores = [dice(reference, mask) for reference, mask in zip(references, masks, strict=True)]
+    shown = {"coarse": own[0], "fine": own[-1]}
+    if protocol.shared_stages:
+        shown["pancreas"] = protocol.shared_stages[-1]
+    masks = {
+        panel: found[name].mask(CHAIN_THRESHOLD, protocol.inference.component_fraction) for panel, name in shown.items()
+    }
+    references = {panel: np.isin(labels, protocol.stages[name].target) for panel, name in shown.items()}
+    nothing = np.zeros(labels.shape, dtype=bool)
     return CaseSlice.from_volumes(
         case.case.id,
         np.asarray(case.image)[0].astype(np.float32) / FULL_SCALE,
         {
-            "reference_pancreas": references[0],
-            "reference_tumor": references[-1],
-            "pancreas": masks[0],
-            "tumor_coarse": masks[1],
-            "tumor_fine": masks[2],
+            "reference_pancreas": references.get("pancreas", nothing),
+            "reference_tumor": references["fine"],
+            "pancreas": masks.get("pancreas", nothing),
+            "tumor_coarse": masks["coarse"],
+            "tumor_fine": masks["fine"],
         },
         case.spacing,
-        dsc=dict(zip(("pancreas", "coarse", "fine"), scores, strict=True)),
+        dsc={panel: dice(references[panel], mask) for panel, mask in masks.items()},
         window=(0.0, 1.0),
     )

@@ -50,8 +50,7 @@ UNDEFINABLE = tuple(field.name for field in fields(CaseMetrics) if field.type is
 @dataclass(frozen=True)
 class EvaluationJob:
     """Stages of one run folder to evaluate, in order of inference. ``training`` holds the jobs that trained them; ``shared`` is the
-    folder of the evaluation that holds the shared stages' predictions, or None when these are the shared stages themselves, or the protocol
-    has none."""
+    folder of the evaluation that holds the predictions of the shared stages before them, or None where there are none."""
 
     training: tuple[TrainJob, ...]
     cases: tuple[Case, ...]
@@ -73,6 +72,11 @@ class EvaluationJob:
     def info(self) -> MethodInfo:
         """The method under test (or the recipe of shared stages)."""
         return self.training[0].info
+
+    @property
+    def under_test(self) -> bool:
+        """Whether these are the stages of the method under test, not shared ones."""
+        return self.training[0].stage not in self.resolved.protocol.shared_stages
 
     @property
     def chains(self) -> tuple[str, ...]:
@@ -165,11 +169,12 @@ def _evaluate_case(
                 found[stage] = result
                 setting = job.setting(stage, chain)
                 save_result(result_file(job.folder, case, setting, checkpoint), result)
-                times.append({"case": case.id, "setting": setting, "checkpoint": checkpoint, "seconds": seconds})
+                view = {"case": case.id, "setting": setting, "checkpoint": checkpoint}
+                times.append({**view, "seconds": seconds, "round_seconds": list(result.seconds)})
                 rows += _rows(job, case, prepared, reference, result, setting, checkpoint)
-            if checkpoint == "source-val" and chain == "Seg" and job.shared is not None and case.id in job.split.test:
+            if checkpoint == "source-val" and chain == "Seg" and job.under_test and case.id in job.split.test:
                 case_slice(prepared, job.resolved.protocol, found).save(slice_file(job.folder.parent, case.id))
-        if checkpoint == "source-val" and job.shared is not None:
+        if checkpoint == "source-val" and job.under_test:
             for stage, predictor in stages.items():
                 pooled = feature_rows(prepared, stage, predictor, job.resolved)
                 features += [

@@ -1,5 +1,6 @@
 """The coarse-to-fine cascade: each stage looks where an earlier stage found something (paper Fig. 4, dual-task sheet §4)."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class StageResult:
     ``levels`` (*box.size) are probabilities in 8 bits (0..255 for 0..1), which is also how they are stored, so that a threshold applied
     later gives the mask it would have given at once; ``box`` is what of the ROI lies inside the volume; ``roi`` says where the ROI came
     from: ``prediction``, ``label`` (oracle), ``whole`` or ``fallback:<stage>`` (nothing was found there, so its own ROI is used);
-    ``rounds`` counts the passes of an iterated stage.
+    ``rounds`` counts the passes of an iterated stage and ``seconds`` says how long each took (empty for an answer read from a file).
     """
 
     stage: str
@@ -34,6 +35,7 @@ class StageResult:
     roi: str
     rounds: int
     windowed: bool
+    seconds: tuple[float, ...] = ()
 
     def mask(self, threshold: float, component_fraction: float | None) -> NDArray[np.bool_]:
         """The thresholded, component-filtered answer on the whole task grid."""
@@ -79,7 +81,8 @@ def run_stage(
             first, roi = stage_box(earlier.box, none, name, resolved, shape), f"fallback:{stage.roi.source}"
         else:
             first, roi = stage_box(around, margin, name, resolved, shape), "prediction"
-    return _iterate(case, name, predictor, resolved, first, roi, margin)
+    rounds = resolved.rounds(name, oracle=oracle)
+    return _iterate(case, name, predictor, resolved, first, roi, margin, rounds)
 
 
 def label_roi(case: PreparedCase, name: str, resolved: ResolvedProtocol) -> Box:
@@ -139,17 +142,20 @@ def _iterate(
     box: Box,
     roi: str,
     margin: tuple[int, ...],
+    rounds: int,
 ) -> StageResult:
-    """One pass in ``box``, or for the last stage up to ``fine_rounds``: each looks around the previous answer, until two agree."""
+    """Up to ``rounds`` passes, the first in ``box``: each further one looks around the previous answer, until two agree."""
     inference, shape = resolved.protocol.inference, tuple(case.size)
     factor = resolved.protocol.stages[name].downsample
-    rounds = inference.fine_rounds if name == list(resolved.protocol.stages)[-1] else 1
     result: StageResult | None = None
     for count in range(1, rounds + 1):
+        started = time.perf_counter()
         probability, windowed = predict_box(case, box, predictor, factor)
         inside = clip(box, shape)
         levels = np.rint(cut(probability, box, inside) * 255).astype(np.uint8)
-        previous, result = result, StageResult(name, levels, inside, shape, roi, count, windowed)
+        earlier = result.seconds if result is not None else ()
+        seconds = (*earlier, time.perf_counter() - started)
+        previous, result = result, StageResult(name, levels, inside, shape, roi, count, windowed, seconds)
         mask = result.mask(CHAIN_THRESHOLD, inference.component_fraction)
         if previous is not None:
             before = previous.mask(CHAIN_THRESHOLD, inference.component_fraction)

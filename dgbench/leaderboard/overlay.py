@@ -30,7 +30,7 @@ COLOURS = {
     "coarse tumor": "#CC79A7",
     "fine tumor": "#56B4E9",
 }
-COLUMNS = ("CT", "Reference", "Pancreas", "Tumor coarse", "Tumor fine", "Lesion")
+COLUMNS = ("Image", "Reference", "Pancreas", "Tumor coarse", "Tumor fine", "Lesion")
 FIELD_MARGIN_MM = 25.0
 ZOOM_MARGIN_MM = 14.0
 SCALE_BARS_MM = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
@@ -115,7 +115,7 @@ def draw_overlays(
 
 
 def _draw_case(axes: Sequence["Axes"], case: CaseSlice) -> None:
-    ct, reference, pancreas, coarse, fine, lesion = axes
+    image, reference, pancreas, coarse, fine, lesion = axes
     whole = _whole(case)
     view = _around(
         case,
@@ -125,10 +125,10 @@ def _draw_case(axes: Sequence["Axes"], case: CaseSlice) -> None:
     )
     zoom = _around(case, _first_nonempty(case), ZOOM_MARGIN_MM, view)
 
-    _slice(ct, case, whole)
-    _rectangle(ct, view)
-    ct.set_ylabel(case.case, fontsize=7, labelpad=3)
-    _caption(ct, f"slice {case.slice_index + 1} of {case.n_slices}")
+    _slice(image, case, whole)
+    _rectangle(image, view)
+    image.set_ylabel(case.case, fontsize=7, labelpad=3)
+    _caption(image, f"slice {case.slice_index + 1} of {case.n_slices}")
 
     _slice(reference, case, view)
     _contour(reference, case, case.reference_pancreas, "reference pancreas")
