@@ -239,7 +239,8 @@ def test_each_chain_has_a_limit_of_its_own_and_every_round_its_seconds(resolved:
     for kind, limit in (("Seg", 4), ("Mask", 5)):
         predictors = everything()
         predictors["tumor-fine"] = FakePredictor([shifted(TUMOR, 4 * (turn % 2)) for turn in range(9)])
-        result = chain(FakeCase(), predictors, with_rounds(resolved, seg=4, mask=5), kind)["tumor-fine"]
+        case = FakeCase(labelled=ORACLE, forbidden=kind == "Seg")
+        result = chain(case, predictors, with_rounds(resolved, seg=4, mask=5), kind)["tumor-fine"]
         assert (result.rounds, len(predictors["tumor-fine"].seen)) == (limit, limit)
         assert len(result.seconds) == limit
         assert min(result.seconds) > 0

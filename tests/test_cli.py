@@ -449,7 +449,7 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: py
         (["--setting", "P-Fine"], "--setting 'P-Fine' is unknown"),
         (
             ["--checkpoint", "best"],
-            "--checkpoint 'best' is unknown to protocol 'phantom' — known: source-val, last-step",
+            "--checkpoint 'best' is unknown to protocol 'phantom' — known: last-step, source-val",
         ),
         (["--threshold", "1"], "--threshold 1: a threshold lies between 0 and 1"),
         (["--format", "xml"], "'xml' is not one of"),

@@ -70,7 +70,7 @@ def test_each_panel_shows_its_contours(tmp_path: Path) -> None:
         tumor_fine=box(slice(17, 29), slice(18, 27)),
     )
     assert present(drawn(tmp_path / "apart.png", case)) == {
-        "CT": set(),
+        "Image": set(),
         "Reference": {"reference pancreas", "reference tumor"},
         "Pancreas": {"reference pancreas", "predicted pancreas"},
         "Tumor coarse": {"reference tumor", "coarse tumor"},
@@ -112,9 +112,9 @@ def test_intensities_are_windowed(tmp_path: Path) -> None:
     image = np.full((60, 50), -500.0)
     image[:, 25:] = 240.0
     image[30:, :25] = 70.0
-    ct = panel(drawn(tmp_path / "window.png", case_slice(image=image)), "CT")
-    side = ct.shape[0]
-    levels = [float(ct[round(y * side), round(x * side)].mean()) for y, x in ((0.35, 0.2), (0.35, 0.8), (0.65, 0.2))]
+    shown = panel(drawn(tmp_path / "window.png", case_slice(image=image)), "Image")
+    side = shown.shape[0]
+    levels = [float(shown[round(y * side), round(x * side)].mean()) for y, x in ((0.35, 0.2), (0.35, 0.8), (0.65, 0.2))]
     assert levels == pytest.approx([0.0, 1.0, 0.5], abs=0.02)
 
 
