@@ -1,8 +1,10 @@
 """Options and fixtures shared by all tests."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from training_fixtures import Mini
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,3 +35,24 @@ def real_data(request: pytest.FixtureRequest) -> Path:
     if folder is None:
         pytest.skip("needs --real-data DIR")
     return folder.resolve()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Mini:
+    """Three sound centers, of which GAMMA is held out."""
+    return Mini.write(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture
+def mini(sound: Mini, tmp_path: Path) -> Mini:
+    """A copy of the data that a test may spoil."""
+    shutil.copytree(sound.data, tmp_path / "data")
+    return Mini(tmp_path / "data", sound.protocol, tmp_path / "cache")
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in this process, so that a test need not start three others."""
+    monkeypatch.setattr(
+        "dgbench.launch.execute.run_job", lambda function, job, title, crash: function(job, lambda *_: None)
+    )

@@ -1,65 +1,19 @@
 """The command line: what it prints, and that every mistake is one line on stderr with exit code 2 and nothing half-written."""
 
-import gzip
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
+from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
 
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
-from dgbench.evaluation.job import UNDEFINABLE
 from dgbench.launch import environment
 from dgbench.store.slices import CaseSlice, slice_file
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Mini:
-    """Three sound centers, of which GAMMA is held out."""
-    return Mini.write(tmp_path_factory.mktemp("mini"))
-
-
-@pytest.fixture
-def mini(sound: Mini, tmp_path: Path) -> Mini:
-    """A copy of the data that a test may spoil."""
-    shutil.copytree(sound.data, tmp_path / "data")
-    return Mini(tmp_path / "data", sound.protocol, tmp_path / "cache")
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs run in this process, so that a test need not start three others."""
-    monkeypatch.setattr(
-        "dgbench.launch.execute.run_job", lambda function, job, title, crash: function(job, lambda *_: None)
-    )
-
-
-def run_arguments(mini: Mini, runs: Path, **changes: str | None) -> list[str]:
-    options: dict[str, str | None] = {"method": "erm", "heldout": "GAMMA", "protocol": str(mini.protocol)}
-    options |= {"preset": "mini", "data": str(mini.data), "cache": str(mini.cache), "runs": str(runs), "device": "cpu"}
-    options |= {"threads": "1", **changes}
-    return ["run", "--no-mlflow", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
-
-
-def mistake(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """The one line that answers ``arguments``."""
-    assert call(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.endswith("\n")
-    lines = err.splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
 
 BAD_REQUESTS: dict[str, tuple[dict[str, str], str]] = {
     "method": ({"method": "eerm"}, "unknown method 'eerm' — did you mean 'erm'? (known: "),
@@ -144,100 +98,6 @@ def test_the_program_itself_ends_with_two_and_no_traceback(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-# --- bad data ---------------------------------------------------------------------------------------------------------------------
-
-
-def image_of(mini: Mini, center: str = "BETA") -> Path:
-    return mini.data / center / "imagesTr" / "case_01.nii.gz"
-
-
-def label_of(mini: Mini, center: str = "BETA") -> Path:
-    return mini.data / center / "labelsTr" / "case_01.nii.gz"
-
-
-def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
-    volume = sitk.ReadImage(str(path))
-    changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(volume)))
-    changed.SetSpacing(volume.GetSpacing())
-    sitk.WriteImage(changed, str(path))
-
-
-def truncate(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def with_nan(array: Any) -> Any:
-    array = array.astype(np.float32)
-    array[3, 4, 5] = np.nan
-    return array
-
-
-def with_seven(array: Any) -> Any:
-    array[3, 4, 5] = 7
-    return array
-
-
-def corrupt_check_sum(path: Path) -> None:
-    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes())))
-    content[-8] ^= 1
-    path.write_bytes(bytes(content))
-
-
-FAULTS: dict[str, tuple[Callable[[Mini], object], str]] = {
-    "missing label": (lambda mini: label_of(mini).unlink(), "case BETA/case_01: label missing — expected "),
-    "other grid": (
-        lambda mini: rewrite(label_of(mini), lambda array: array[:-2]),
-        "case BETA/case_01: label grid 14×24×24 differs from image 16×24×24",
-    ),
-    "truncated": (lambda mini: truncate(image_of(mini)), "case BETA/case_01: image"),
-    "check sum": (lambda mini: corrupt_check_sum(image_of(mini)), "case BETA/case_01: image"),
-    "NaN": (lambda mini: rewrite(image_of(mini), with_nan), "case BETA/case_01: image"),
-    "label 7": (
-        lambda mini: rewrite(label_of(mini), with_seven),
-        "case BETA/case_01: label has the values 7, the protocol allows 0, 1, 2",
-    ),
-    "empty center": (
-        lambda mini: [path.unlink() for path in (mini.data / "BETA" / "imagesTr").iterdir()],
-        "center BETA: no .nii.gz images in ",
-    ),
-    "no center": (lambda mini: shutil.rmtree(mini.data / "BETA"), "has no center 'BETA' — known: ALPHA, GAMMA"),
-    "empty folder": (
-        lambda mini: [shutil.rmtree(path) for path in mini.data.iterdir()],
-        "is empty — it needs one folder per center (ALPHA, BETA, GAMMA)",
-    ),
-    "no manifest": (
-        lambda mini: (mini.data / "BETA" / "dataset.json").unlink(),
-        "center BETA: no dataset.json in ",
-    ),
-    "broken manifest": (
-        lambda mini: (mini.data / "BETA" / "dataset.json").write_text("{"),
-        "center BETA: dataset.json needs a mapping 'labels'",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.usefixtures("inside")
-def test_bad_source_data_ends_a_run_with_one_line(
-    name: str, mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spoil, message = FAULTS[name]
-    spoil(mini)
-    runs = tmp_path / "runs"
-    assert call(run_arguments(mini, runs)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    *progress, line = err.splitlines()
-    assert line.startswith("error: ")
-    assert message in line
-    assert all(text.startswith("train ") for text in progress)
-    statuses = [json.loads(path.read_text()) for path in runs.rglob("status.json")]
-    assert all(status["state"] == "failed" and message in status["reason"] for status in statuses)
-    assert not list(runs.rglob("*.safetensors"))
-    assert not list(runs.rglob(".tmp-*"))
-
-
 @pytest.mark.usefixtures("inside")
 def test_a_protocol_without_shared_stages_keeps_slices_and_features_too(mini: Mini, tmp_path: Path) -> None:
     import pandas as pd
@@ -257,60 +117,6 @@ def test_a_protocol_without_shared_stages_keeps_slices_and_features_too(mini: Mi
     }
     times = pd.read_parquet(run / "evaluation" / "times.parquet")
     assert (times["round_seconds"].map(len) == 1).all()
-
-
-@pytest.mark.usefixtures("inside")
-def test_a_bad_held_out_case_is_a_failed_row_and_not_the_end(
-    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import pandas as pd
-
-    truncate(image_of(mini, "GAMMA"))
-    assert call(run_arguments(mini, tmp_path / "runs")) == 0
-    [table] = (tmp_path / "runs").rglob("cases.parquet")
-    rows = pd.read_parquet(table)
-    failed = rows[rows["failed"]]
-    assert set(failed["case"]) == {"GAMMA/case_01"}
-    assert failed["reason"].str.startswith("case GAMMA/case_01: image").all()
-    assert failed["empty_prediction"].all()
-    assert failed["dsc"].isna().all()
-    assert {str(rows[name].dtype) for name in UNDEFINABLE} == {"float64"}
-    views = ["setting", "checkpoint", "threshold"]
-    assert len(failed) == len(rows[rows["case"] == "GAMMA/case_00"][views].drop_duplicates())
-    table = " ".join(capsys.readouterr().out.split())
-    assert "F-Seg" in table
-    assert "failed 1" in table
-
-
-@pytest.mark.parametrize("name", ["truncated", "label 7", "other grid", "missing label"])
-def test_data_check_lists_what_is_wrong_and_ends_with_two(
-    name: str, mini: Mini, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
-    spoil, message = FAULTS[name]
-    spoil(mini)
-    assert call(["data", "check", str(mini.data), "--protocol", str(mini.protocol), "--format", "json"]) == 2
-    report = json.loads(capsys.readouterr().out)
-    errors = [finding for finding in report["findings"] if finding["level"] == "error"]
-    assert (report["centers"], report["errors"], len(errors)) == (3, 1, 1)
-    assert message in errors[0]["message"]
-    assert call(["data", "check", str(mini.data), "--protocol", str(mini.protocol)]) == 2
-    table = capsys.readouterr().out
-    assert message.strip() in table
-    assert "cases of 3 centers: 1 errors" in table
-
-
-def test_data_check_of_sound_data_ends_with_zero(sound: Mini, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(["data", "check", str(sound.data), "--protocol", str(sound.protocol)]) == 0
-    assert "12 cases of 3 centers: 0 errors" in capsys.readouterr().out
-
-
-def test_data_check_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is empty" in mistake(capsys, ["data", "check", str(tmp_path)])
-    assert "does not exist" in mistake(capsys, ["data", "check", str(tmp_path / "none")])
-
-
-# --- phantom ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,9 +149,6 @@ def test_a_phantom_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "precious").write_text("data")
     assert "holds other files" in mistake(capsys, ["data", "phantom", str(tmp_path), "--cases", "1"])
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
-
-
-# --- lists ------------------------------------------------------------------------------------------------------------------------
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -458,9 +261,6 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: py
 )
 def test_a_mistaken_leaderboard(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in mistake(capsys, ["leaderboard", *options])
-
-
-# --- dry runs ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_of_the_phantom_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

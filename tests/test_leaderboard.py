@@ -1,170 +1,34 @@
-"""The leaderboard on hand-built run folders with closed-form numbers: what is averaged, what is refused, and what every cell says."""
+"""The leaderboard on hand-built run folders with closed-form numbers: what is averaged, what is refused, and what every hole says."""
 
-import csv
-import hashlib
-import io
 import json
-import re
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-from rich.console import Console
+from leaderboard_runs import (
+    CENTERS,
+    EMPTY_PREDICTION,
+    EMPTY_REFERENCE,
+    PROTOCOL,
+    add_run,
+    case_row,
+    cell,
+    compiled,
+    only_table,
+    row_of,
+    terminal,
+    write_two_seeds,
+)
 
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
-from dgbench.leaderboard.compile import Compiled, Row, Table, compile_runs
+from dgbench.leaderboard.compile import Compiled, compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
-from dgbench.leaderboard.published import load_published, published_names
 from dgbench.leaderboard.records import View, preset_overrides, retarget
-from dgbench.leaderboard.tables import Sheet, leaderboard_sheets, run_settings, run_table, to_markdown, to_rich
-from dgbench.protocol import Protocol, load_protocol
+from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
+from dgbench.protocol import Protocol
 from dgbench.store.atomic import write_json
-from dgbench.store.folder import RunSpec, open_run, write_status
-
-CENTERS = ("MSD", "RENJI", "RMYY")
-PROTOCOL = load_protocol("phantom")
-UPDATED = "2026-01-01T00:00:00+00:00"
-
-
-def case_row(center: str, index: int, dsc: float, **changes: Any) -> dict[str, Any]:
-    """One raw row; distances follow from the DSC so that their means have closed forms: ASD 10(1−DSC), HD95 twice that."""
-    asd = 10 * (1 - dsc)
-    row = {
-        "case": f"{center}/{center}_{index:04d}",
-        "center": center,
-        "role": "held-out",
-        "stage": "tumor-fine",
-        "setting": "F-Seg",
-        "checkpoint": "source-val",
-        "threshold": 0.5,
-        "failed": False,
-        "reason": None,
-        "roi": "prediction",
-        "rounds": 1,
-        "windowed": False,
-        "dsc": dsc,
-        "nsd": dsc / 2,
-        "assd": asd,
-        "assd_two_means": asd + 1,
-        "hd95": 2 * asd,
-        "hd95_max": 3 * asd,
-        "centroid_mm": asd / 2,
-        "volume_reference_mm3": 1000.0,
-        "volume_prediction_mm3": 900.0,
-        "empty_reference": False,
-        "empty_prediction": False,
-        "n_lesions_reference": 1,
-        "n_lesions_found": 1,
-        "n_false_positive": 0,
-    }
-    return {**row, **changes}
-
-
-EMPTY_PREDICTION = {
-    "empty_prediction": True,
-    "n_lesions_found": 0,
-    "volume_prediction_mm3": 0.0,
-    **dict.fromkeys(("assd", "assd_two_means", "hd95", "hd95_max", "centroid_mm"), float("nan")),
-}
-EMPTY_REFERENCE = {
-    "empty_reference": True,
-    "n_lesions_reference": 0,
-    "n_lesions_found": 0,
-    **dict.fromkeys(("assd", "assd_two_means", "hd95", "hd95_max", "centroid_mm"), float("nan")),
-}
-
-
-def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
-    config = changes.pop("config", {})
-    protocol = {
-        "name": "phantom",
-        "version": 1,
-        "kind": "phantom",
-        "preset": "bench",
-        "ranked": True,
-        "modified": False,
-        "converged": True,
-    }
-    protocol |= changes.pop("protocol", {})
-    centers = changes.pop("centers", {"phantom": "fee1dead" * 8})
-    extra = changes.pop("extra", "")
-    environment = {"device": "cpu", "precision": "fp32", "threads": 2, "torch": "2.13"} | changes.pop("environment", {})
-    command = (
-        f"dgbench run --method {method} --protocol phantom --heldout {heldout} --preset bench --seed {seed}{extra}"
-    )
-    identity = [method, heldout, seed, config, protocol, centers, environment, extra, changes]
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    values = {
-        "schema": 1,
-        "dgbench": "0.1.0.dev0",
-        "key": key,
-        "protocol": protocol,
-        "heldout": heldout,
-        "seed": seed,
-        "sources": [name for name in CENTERS if name != heldout] + ["NIH"],
-        "support": ["NIH"],
-        "method": {"name": method, "version": 1, "title": method.upper(), "config": config},
-        "stages": {"tumor-fine": {"key": key, "folder": f"phantom/{heldout}/{method}/seed{seed}-{key[:8]}/tumor-fine"}},
-        "data": {"centers": centers},
-        "environment": environment,
-        "command": command,
-    }
-    return RunSpec.model_validate({**values, **changes})
-
-
-def add_run(
-    root: Path,
-    method: str,
-    heldout: str,
-    seed: int = 0,
-    *,
-    cases: Sequence[dict[str, Any]] | None = None,
-    **changes: Any,
-) -> Path:
-    """A finished run with ``cases`` as evaluation, ``state``/``reason``/``evaluation`` telling another story; returns its folder."""
-    state, reason = changes.pop("state", "done"), changes.pop("reason", None)
-    evaluation, updated = changes.pop("evaluation", "done"), changes.pop("updated", UPDATED)
-    evaluated = changes.pop("evaluated", f"cases of {heldout}")
-    spec = spec_of(method, heldout, seed, **changes)
-    folder = open_run(root, spec).path
-    if state == "done" and evaluation is not None:
-        keys = {name: stage.key for name, stage in spec.stages.items()}
-        write_json(folder / "evaluation" / "spec.json", {"train_keys": keys, "fingerprint": evaluated, "key": "0" * 64})
-        pd.DataFrame(cases).to_parquet(folder / "evaluation" / "cases.parquet")
-        write_status(folder / "evaluation", evaluation, reason)
-    write_json(folder / "status.json", {"state": state, "reason": reason, "updated": updated})
-    return folder
-
-
-def cell(center: str, *dsc: float) -> list[dict[str, Any]]:
-    return [case_row(center, index, value) for index, value in enumerate(dsc)]
-
-
-def compiled(root: Path, **options: Any) -> Compiled:
-    return compile_runs(root, protocol=PROTOCOL, **options)
-
-
-def only_table(root: Path, **options: Any) -> Table:
-    (table,) = compiled(root, **options).tables
-    return table
-
-
-def row_of(table: Table, label: str) -> Row:
-    (row,) = [row for row in table.rows if row.label == label]
-    return row
-
-
-def terminal(result: Compiled) -> str:
-    console = Console(width=300, file=io.StringIO(), color_system=None)
-    console.print(to_rich(leaderboard_sheets(result)))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text
 
 
 @pytest.fixture(autouse=True)
@@ -174,15 +38,7 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def two_seeds(tmp_path: Path) -> Path:
-    """erm and randconv at three centers with two seeds; centers have different numbers of cases."""
-    for seed in (0, 1):
-        add_run(tmp_path, "erm", "MSD", seed, cases=cell("MSD", 0.2, 0.4, 0.3 + 0.3 * seed))  # 0.3, 0.4
-        add_run(tmp_path, "erm", "RENJI", seed, cases=cell("RENJI", 0.5))  # 0.5
-        add_run(tmp_path, "erm", "RMYY", seed, cases=cell("RMYY", 0.4, 0.8 - 0.2 * seed))  # 0.6, 0.5
-        for center, value in zip(CENTERS, (0.5, 0.6, 0.7), strict=True):
-            n_cases = {"MSD": 3, "RENJI": 1, "RMYY": 2}[center]
-            add_run(tmp_path, "randconv", center, seed, cases=cell(center, *[value] * n_cases))
-    return tmp_path
+    return write_two_seeds(tmp_path)
 
 
 def test_means_over_cases_then_centers_and_spread_over_seeds(two_seeds: Path) -> None:
@@ -342,16 +198,6 @@ def test_a_center_that_changed_between_splits_parts_the_table(tmp_path: Path) ->
     assert [row.rank for table in result.tables for row in table.rows] == [None, None]
 
 
-def test_settings_come_from_the_stages_of_the_protocol() -> None:
-    assert list(run_settings(PROTOCOL)) == ["P-Coarse", "P-Fine", "C-Seg", "F-Seg", "C-Mask", "F-Mask"]
-    alone = {name: stage for name, stage in PROTOCOL.stages.items() if name == "pancreas-coarse"}
-    stage = alone["pancreas-coarse"].model_copy(update={"code": "X", "recipe": None})
-    assert run_settings(PROTOCOL.model_copy(update={"stages": {"organ-whole": stage}})) == {
-        "X-Seg": "organ, whole",
-        "X-Mask": "organ, whole; oracle ROI",
-    }
-
-
 def test_a_ranked_preset_that_was_not_shown_to_converge_is_stamped(tmp_path: Path) -> None:
     for center in CENTERS:
         add_run(tmp_path, "erm", center, cases=cell(center, 0.5), protocol={"converged": False})
@@ -458,20 +304,6 @@ def test_an_undefined_metric_is_named_never_nan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "view", [View(), View(setting="C-Mask"), View(threshold=0.3), View(checkpoint="last-step"), View(policy="paper")]
-)
-def test_no_rendering_contains_nan(two_seeds: Path, view: View) -> None:
-    add_run(two_seeds, "holes", "MSD", state="failed", reason="x")
-    result = compiled(two_seeds, view=view)
-    pages = [to_markdown(leaderboard_sheets(result)), to_csv(result), to_json(result), terminal(result)]
-    assert not any(re.search(r"\bnan\b", page, re.IGNORECASE) for page in pages)
-    header, *rows = csv.reader(line for line in to_csv(result).splitlines() if not line.startswith("#"))
-    for row in rows:
-        cells = dict(zip(header, row, strict=True))
-        assert cells["dsc"] or cells["notes"]
-
-
-@pytest.mark.parametrize(
     ("view", "reason"),
     [
         (View(setting="F-Mask"), "evaluation holds no setting F-Mask (stored: F-Seg)"),
@@ -524,64 +356,6 @@ def test_unknown_policy(tmp_path: Path) -> None:
         compiled(tmp_path, view=View(policy="papr"))
 
 
-def test_first_line_says_phantom_in_every_format(two_seeds: Path) -> None:
-    result = compiled(two_seeds)
-    banner = "PHANTOM DATA — not patient data"
-    assert terminal(result).splitlines()[0].strip() == banner
-    assert to_markdown(leaderboard_sheets(result)).splitlines()[0] == f"**{banner}**"
-    assert to_csv(result).splitlines()[0] == f"# {banner}"
-    assert next(iter(json.loads(to_json(result)).items())) == ("data", banner)
-    assert banner in terminal(compiled(two_seeds / "nowhere"))
-    assert "no runs yet" in terminal(compiled(two_seeds / "nowhere"))
-
-
-def test_csv_and_json_hold_the_numbers(two_seeds: Path) -> None:
-    result = compiled(two_seeds)
-    lines = list(
-        csv.DictReader(line for line in to_csv(result, load_published()).splitlines() if not line.startswith("#"))
-    )
-    (mean,) = [line for line in lines if line["method"] == "erm" and line["center"] == "mean"]
-    assert (mean["status"], mean["rank"]) == ("ranked", "2")
-    assert float(mean["dsc"]) == pytest.approx(140 / 3, abs=1e-3)
-    reported = [line for line in lines if line["status"] == "reported"]
-    assert len(reported) == 17 * 4
-    rows = json.loads(to_json(result))["tables"][0]["rows"]
-    assert rows[1]["mean"]["dsc"]["mean"] == pytest.approx(1.4 / 3)
-    assert rows[1]["complete"] is True
-
-
-def test_text_from_outside_cannot_break_a_page(tmp_path: Path) -> None:
-    reason = "a|b `c` <script>alert(1)</script> [red]x[/red] \x1b[2Jz *bold*"
-    add_run(tmp_path, "erm", "MSD", state="failed", reason=reason, extra=" --set 'note=a|b`c'")
-    result = compiled(tmp_path)
-    page = to_markdown(leaderboard_sheets(result))
-    (line,) = [
-        line for line in page.splitlines() if "alert" in line and "held-out" not in line and "dgbench run" in line
-    ]
-    unescaped = re.sub(r"\\.", "", line)
-    assert unescaped.count("|") == 6
-    assert "<" not in unescaped
-    assert "``dgbench run" not in line.replace("`` dgbench", "")
-    assert "\x1b" not in page + terminal(result) + to_csv(result)
-    assert "[red]x[/red]" in terminal(result)
-
-
-def test_markdown_golden() -> None:
-    sheet = Sheet(
-        heading=("One_two", "three"),
-        columns=("method", "DSC", "command"),
-        rows=(("erm_balanced", "46.7", "a | b"),),
-        footer=("end",),
-        numeric=frozenset({"DSC"}),
-        code=frozenset({"command"}),
-    )
-    expected = (
-        "**One\\_two**\n\n- three\n\n"
-        "| method | DSC | command |\n| --- | ---: | --- |\n| erm\\_balanced | 46.7 | `a \\| b` |\n\n- end\n"
-    )
-    assert to_markdown([sheet]) == expected
-
-
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
@@ -599,83 +373,5 @@ def test_preset_overrides() -> None:
     assert preset_overrides(command) == ("preset.tta=false", "preset.width=16")
 
 
-def test_published_table_vi() -> None:
-    assert published_names() == ["dual-task"]
-    paper = load_published()
-    rows = paper.counterpart("F-Seg")
-    assert len(rows) == 17
-    ours, bigaug = rows[-1], next(row for row in rows if row.method == "BigAug")
-    assert (ours.mean, ours.centers["MSD"]) == ((46.11, 11.88, 22.79), (36.85, 18.06, 28.6))
-    assert ours.cost == (3.80, 945.44, 10.52)
-    assert "misprint" in (bigaug.note or "")
-    (mask,) = paper.counterpart("C-Mask")
-    assert (mask.mean.dsc, "42.19" in (mask.note or "")) == (42.73, True)
-    assert paper.counterpart("X-Seg") == ()
-    with pytest.raises(DgbenchError, match="did you mean 'dual-task'"):
-        load_published("dualtask")
-
-
-def test_published_means_agree_with_their_centers_except_the_known_misprint() -> None:
-    off = []
-    for row in load_published().rows:
-        for position in range(3):
-            mean = sum(values[position] for values in row.centers.values()) / 3
-            if abs(mean - row.mean[position]) > 0.0101:
-                off.append((row.table, row.setting, position))
-    assert off == [("III", "C-Mask", 0)]
-
-
-def test_reported_rows_stand_apart_from_the_ranking(two_seeds: Path) -> None:
-    result = compiled(two_seeds)
-    sheets = leaderboard_sheets(result, load_published())
-    assert sheets[:-1] == leaderboard_sheets(result)
-    assert sheets[-1].heading[0].startswith("REPORTED")
-    assert "rank" not in sheets[-1].columns
-    assert sheets[-1].columns[0] == "reported in"
-    assert {row[0] for row in sheets[-1].rows} == {"Table VI"}
-    assert to_markdown(sheets).startswith("**PHANTOM DATA")
-
-
-def run_cases() -> pd.DataFrame:
-    rows = [
-        *(case_row("RENJI", index, value) for index, value in enumerate((0.4, 0.6))),
-        case_row("RENJI", 2, 0.0, **EMPTY_PREDICTION, roi="fallback: pancreas"),
-        case_row("RENJI", 0, 0.9, setting="P-Fine", stage="pancreas-fine"),
-        case_row("RENJI", 0, 0.7, setting="C-Mask", stage="tumor-coarse"),
-        case_row("RENJI", 0, 0.1, threshold=0.1),
-        case_row("RENJI", 0, 0.1, checkpoint="last-step"),
-        case_row("MSD", 0, 0.5, role="source-val"),
-        case_row("MSD", 1, 0.7, role="source-val"),
-        case_row("RMYY", 0, 0.8, role="source-val"),
-    ]
-    return pd.DataFrame(rows)
-
-
-def test_run_table() -> None:
-    sheet = run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL)
-    assert sheet.heading[0] == "PHANTOM DATA — not patient data"
-    assert "erm, held-out RENJI, seed 0" in sheet.heading[1]
-    assert sheet.rows == (
-        ("pancreas, fine", "P-Fine", "90.0", "1.0", "2.0", "0.5", "1", "not evaluated", ""),
-        ("tumor, fine", "F-Seg", "33.3", "16.7", "40.0", "35.0", "3", "70.0", "empty predictions 1, fallback ROI 1"),
-        ("tumor, coarse; oracle ROI", "C-Mask", "70.0", "3.0", "6.0", "1.5", "1", "not evaluated", ""),
-    )
-    with pytest.raises(DgbenchError, match="no rows for checkpoint other"):
-        run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL, checkpoint="other")
-
-
-def test_run_table_pancreas_threshold_stays_at_half() -> None:
-    sheet = run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL, threshold=0.1)
-    assert [row[1:3] for row in sheet.rows] == [("P-Fine", "90.0"), ("F-Seg", "10.0")]
-
-
 def test_hand_built_rows_have_every_metric_of_an_evaluation() -> None:
     assert {field.name for field in fields(CaseMetrics)} <= set(case_row("MSD", 0, 0.5))
-
-
-def test_leaderboard_never_imports_torch() -> None:
-    modules = ("compile", "tables", "export", "published", "records", "policies", "overlay")
-    imports = "; ".join(f"import dgbench.leaderboard.{name}" for name in modules)
-    code = f"import sys; {imports}; import pandas; print(*sorted({{'torch', 'monai', 'mlflow'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""

@@ -1,6 +1,5 @@
-"""Preparation: grids and values equal SimpleITK's, a cached case is complete or absent, boxes and the way back are exact."""
+"""Preparation: a cached case is complete or absent, boxes and the way back are exact."""
 
-import os
 import pickle
 import threading
 from pathlib import Path
@@ -8,44 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scans import SIZE, SPACING, itk_linear, make_case, mask, save, scan
 
 from dgbench.data import fingerprint, guard, preparation, resampling
 from dgbench.data.case import Case, Center
 from dgbench.errors import DgbenchError, HeldOutAccessError
 from dgbench.protocol import Percentile, Protocol, Task, Window, load_protocol
 
-SIZE = (9, 20, 24)
-SPACING = (5.0, 0.9, 0.7)
 CT = Task(spacing=(2.0, 1.1, 1.0), intensity=Window(low=-100, high=240))
 
 
 def protocol(task: Task = CT) -> Protocol:
     return load_protocol("phantom").model_copy(update={"name": "small", "task": task})
-
-
-def scan(size=SIZE) -> np.ndarray:
-    return np.random.default_rng(1).normal(70, 150, size).astype(np.int16)
-
-
-def mask(size=SIZE) -> np.ndarray:
-    z, y, x = np.ogrid[tuple(slice(n) for n in size)]
-    organ = ((z - 4) / 3) ** 2 + ((y - 10) / 6) ** 2 + ((x - 12) / 8) ** 2 <= 1
-    lesion = ((z - 4) / 1.5) ** 2 + ((y - 10) / 3) ** 2 + ((x - 14) / 3) ** 2 <= 1
-    return organ.astype(np.uint8) + (organ & lesion)
-
-
-def save(path: Path, array: np.ndarray, spacing=SPACING) -> None:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing([float(step) for step in spacing[::-1]])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
-
-
-def make_case(folder: Path, name: str = "1", image: np.ndarray | None = None, label: np.ndarray | None = None) -> Case:
-    case = Case("A", name, folder / "A" / "imagesTr" / f"{name}.nii.gz", folder / "A" / "labelsTr" / f"{name}.nii.gz")
-    save(case.image, scan() if image is None else image)
-    save(case.label, mask() if label is None else label)
-    return case
 
 
 @pytest.fixture
@@ -56,68 +29,6 @@ def case(tmp_path: Path) -> Case:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
-
-
-def itk_linear(array: np.ndarray, spacing, size, new) -> np.ndarray:
-    """ITK's answer; NaN beyond half a voxel after the last center, where ITK has none."""
-    image = sitk.GetImageFromArray(array.astype(np.float32))
-    image.SetSpacing([float(step) for step in spacing[::-1]])
-    resample = sitk.ResampleImageFilter()
-    resample.SetSize([int(n) for n in size[::-1]])
-    resample.SetOutputSpacing([float(step) for step in new[::-1]])
-    resample.SetDefaultPixelValue(np.nan)
-    resample.SetInterpolator(sitk.sitkLinear)
-    return sitk.GetArrayFromImage(resample.Execute(image))
-
-
-@pytest.mark.parametrize("new", [(2.0, 1.1, 1.0), (5.0, 0.9, 0.7), (11.0, 0.4, 3.0), (100.0, 100.0, 0.7)])
-def test_linear_equals_itk(new: tuple[float, ...]) -> None:
-    size = resampling.grid_size(SIZE, SPACING, new)
-    mine = resampling.linear(scan(), resampling.coordinates(size, new, SPACING))
-    reference = itk_linear(scan(), SPACING, size, new)
-    known = np.isfinite(reference)
-    assert known.mean() > 0.9
-    np.testing.assert_allclose(mine[known], reference[known], atol=2e-3)
-
-
-def test_grid_size_rounds_to_the_nearest() -> None:
-    assert resampling.grid_size((120, 512, 512), (2.5, 0.7, 0.7), (1.5, 0.8, 0.8)) == (200, 448, 448)
-    assert resampling.grid_size((3, 5, 1), (1, 1, 1), (2, 2, 10)) == (2, 3, 1)
-
-
-def test_linear_reproduces_a_plane_exactly() -> None:
-    z, y, x = np.mgrid[:6, :7, :8]
-    at = [np.array([0, 0.25, 4.75]), np.array([1.5, 6.0]), np.array([0.5, 6.9])]
-    expected = 3 * at[0][:, None, None] - 2 * at[1][:, None] + 5 * at[2]
-    np.testing.assert_allclose(resampling.linear(3 * z - 2 * y + 5 * x, at), expected, rtol=1e-6)
-    np.testing.assert_allclose(resampling.linear(y[0], at[1:]), np.broadcast_to(at[1][:, None], (2, 2)), rtol=1e-6)
-
-
-def test_labels_take_the_largest_membership_of_the_whole_map() -> None:
-    new = (2.0, 1.1, 1.0)
-    size = resampling.grid_size(SIZE, SPACING, new)
-    at = resampling.coordinates(size, new, SPACING)
-    memberships = np.stack([itk_linear(mask() == value, SPACING, size, new) for value in (0, 1, 2)])
-    clear = np.sort(memberships, axis=0)[-1] - np.sort(memberships, axis=0)[-2] > 1e-3
-    assert clear.mean() > 0.9
-    np.testing.assert_array_equal(resampling.labels(mask(), at)[clear], memberships.argmax(0)[clear])
-
-
-def test_label_ties_keep_the_volume_and_borders_are_kept() -> None:
-    half = [np.arange(0, 3.6, 0.5)]
-    row = np.array([[0, 1, 1, 2]], np.uint8)
-    assert resampling.labels(row, [np.zeros(1), *half]).tolist() == [[0, 0, 1, 1, 1, 1, 2, 2]]
-    assert not resampling.labels(np.zeros((2, 2), np.uint8), [np.arange(3.0), np.arange(3.0)]).any()
-    full = np.full((2, 3), 2, np.uint8)
-    assert resampling.labels(full, [np.arange(0, 2, 0.5), np.arange(0, 3, 0.5)]).tolist() == [[2] * 6] * 4
-
-
-def test_volume_of_a_structure_survives() -> None:
-    new = (2.0, 1.1, 1.0)
-    at = resampling.coordinates(resampling.grid_size(SIZE, SPACING, new), new, SPACING)
-    before = (mask() > 0).sum() * np.prod(SPACING)
-    after = (resampling.labels(mask(), at) > 0).sum() * np.prod(new)
-    assert after == pytest.approx(before, rel=0.03)
 
 
 def test_prepared_case_holds_the_resampled_window(case: Case, cache: Path) -> None:
@@ -348,38 +259,6 @@ def test_guard_covers_prepared_cases(tmp_path: Path, cache: Path) -> None:
         for attempt in attempts:
             with pytest.raises(HeldOutAccessError):
                 attempt()
-
-
-def test_content_hash_reads_an_unchanged_file_once(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "a.bin"
-    file.write_bytes(b"abc")
-    first = fingerprint.content_hash(file, cache)
-    assert first == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with monkeypatch.context() as patch:
-        patch.setattr(fingerprint.hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
-        assert fingerprint.content_hash(file, cache) == first
-    file.write_bytes(b"abd")
-    os.utime(file, ns=(1, 1))
-    assert fingerprint.content_hash(file, cache) != first
-    for record in (cache / "hashes").iterdir():
-        record.write_text("{half")
-    file.write_bytes(b"abc")
-    assert fingerprint.content_hash(file, cache) == first
-    with pytest.raises(DgbenchError, match="cannot be read: No such file"):
-        fingerprint.content_hash(tmp_path / "none", cache)
-
-
-def test_set_fingerprint_knows_ids_and_bytes_only(tmp_path: Path, cache: Path) -> None:
-    cases = [make_case(tmp_path / "x", "1"), make_case(tmp_path / "x", "2")]
-    moved = [make_case(tmp_path / "y", "1"), make_case(tmp_path / "y", "2")]
-    first = fingerprint.set_fingerprint(cases, cache)
-    assert fingerprint.set_fingerprint(moved[::-1], cache) == first
-    assert fingerprint.center_fingerprint(Center("A", tmp_path, tuple(cases), {}), cache) == first
-    assert fingerprint.set_fingerprint(cases[:1], cache) != first
-    save(moved[0].label, mask() * 0)
-    assert fingerprint.set_fingerprint(moved, cache) != first
 
 
 def test_real_scans_are_prepared(real_data: Path, cache: Path) -> None:
