@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dgbench.atomic import read_json, write_json
 from dgbench.data.case import Case, Center, load_centers
 from dgbench.data.phantom import AXES, PhantomRecipe, annotation_ceiling, fingerprint
 from dgbench.data.preparation import prepare_case
@@ -33,7 +34,6 @@ from dgbench.launch.phantom import draw_once
 from dgbench.launch.worker import run_job
 from dgbench.protocol import Protocol, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
-from dgbench.store.atomic import read_json, write_json
 from dgbench.store.keys import key_of
 from dgbench.store.lock import FolderLock
 from dgbench.training.job import RECIPE, TrainJob

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from dgbench.store.atomic import append_jsonl, replacing, write_bytes
+from dgbench.atomic import append_jsonl, replacing, write_bytes
 from dgbench.store.folder import RunFolder, RunSpec, open_run, run_folder, write_status
 from dgbench.store.keys import key_of
 

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from dgbench.atomic import write_json
 from dgbench.leaderboard.compile import Compiled, Row, Table, compile_runs
 from dgbench.leaderboard.tables import leaderboard_sheets, to_rich
 from dgbench.protocol import load_protocol
-from dgbench.store.atomic import write_json
 from dgbench.store.folder import RunSpec, open_run, write_status
 
 CENTERS = ("MSD", "RENJI", "RMYY")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_fixtures import BRIGHTNESS, AfterStep, Crash, Mini, differences, outcome, quiet
 
+from dgbench.atomic import read_jsonl
 from dgbench.data.preparation import prepare_case
 from dgbench.errors import DgbenchError, Interrupted
 from dgbench.evaluation.cost import count_cost
@@ -17,7 +18,6 @@ from dgbench.evaluation.job import load_trained
 from dgbench.evaluation.run_cost import meta_method
 from dgbench.inference.cascade import label_roi, predict_box
 from dgbench.method import Method
-from dgbench.store.atomic import read_jsonl
 from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
 from dgbench.training import loop
 from dgbench.training.job import TrainJob

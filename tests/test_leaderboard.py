@@ -21,6 +21,7 @@ from leaderboard_runs import (
     write_two_seeds,
 )
 
+from dgbench.atomic import write_json
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.leaderboard.compile import Compiled, compile_runs
@@ -28,7 +29,6 @@ from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.records import View, preset_overrides, retarget
 from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
 from dgbench.protocol import Protocol
-from dgbench.store.atomic import write_json
 
 
 @pytest.fixture(autouse=True)

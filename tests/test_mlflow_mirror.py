@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from fake_runs import PNG, fake_cases, fake_run, fake_spec
 
+from dgbench.atomic import append_jsonl
 from dgbench.errors import DgbenchError
-from dgbench.store.atomic import append_jsonl
 from dgbench.store.folder import iter_runs, write_status
 from dgbench.store.mlflow_mirror import SyncReport, mirrored, sync, ui_command
 from dgbench.store.snapshot import CURVE_POINTS, curve_points, flatten, folder_digest, summary_points, take_snapshot

@@ -17,10 +17,10 @@ import pytest
 import torch
 from training_fixtures import AfterStep, KillAfterStep, KillAtWrite, Mini, alone, differences, life, outcome, quiet
 
+from dgbench.atomic import read_json, read_jsonl
 from dgbench.errors import DgbenchError, HeldOutAccessError, Interrupted
 from dgbench.evaluation.job import load_trained
 from dgbench.launch.execute import execute
-from dgbench.store.atomic import read_json, read_jsonl
 from dgbench.store.checkpoint_file import load_checkpoint
 from dgbench.store.folder import read_status
 from dgbench.training import loop

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from fake_runs import fake_cases, fake_run, fake_spec
 
-from dgbench.errors import DgbenchError
-from dgbench.store.atomic import (
+from dgbench.atomic import (
     append_jsonl,
     read_json,
     read_jsonl,
@@ -25,6 +24,7 @@ from dgbench.store.atomic import (
     write_json,
     write_text,
 )
+from dgbench.errors import DgbenchError
 from dgbench.store.folder import (
     RunFolder,
     RunSpec,

@@ -14,9 +14,9 @@ import numpy as np
 import SimpleITK as sitk
 import yaml
 
+from dgbench.atomic import write_json
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run
 from dgbench.launch.worker import PRELOADED
-from dgbench.store.atomic import write_json
 from dgbench.store.checkpoint_file import load_checkpoint
 from dgbench.training import loop
 from dgbench.training.job import TrainJob

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
+from dgbench.atomic import write_bytes
 from dgbench.data import guard
 from dgbench.data.case import Case, Center
 from dgbench.errors import DgbenchError
@@ -31,7 +31,7 @@ def content_hash(path: Path, cache: Path) -> str:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DgbenchError(f"{path} cannot be read: {error.strerror}") from None
-    write_atomically(record, json.dumps({**key, "sha256": digest}).encode())
+    write_bytes(record, json.dumps({**key, "sha256": digest}).encode())
     return digest
 
 
@@ -44,23 +44,6 @@ def set_fingerprint(cases: Iterable[Case], cache: Path) -> str:
 def center_fingerprint(center: Center, cache: Path) -> str:
     """The fingerprint of all cases of ``center``."""
     return set_fingerprint(center.cases, cache)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` so that a reader sees the old file or the whole new one. Raises DgbenchError when the folder cannot be written."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise DgbenchError(f"cannot write to the cache folder {path.parent}: {error.strerror}") from None
 
 
 def _load(record: Path) -> dict[str, object] | None:

@@ -7,10 +7,9 @@ covers the bytes of image and label, the task and :data:`VERSION`; the folder ap
 import hashlib
 import json
 import math
-import os
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Protocol as Interface
 import numpy as np
 from numpy.typing import NDArray
 
+from dgbench.atomic import sync_file, unwritable
 from dgbench.data import guard, resampling
 from dgbench.data.case import Case
 from dgbench.data.fingerprint import content_hash
@@ -222,22 +222,17 @@ def _write(folder: Path, image: NDArray[np.uint16], label: NDArray[np.uint8], ge
     try:
         temporary.mkdir(parents=True)
         try:
-            _save(temporary / "image.npy", lambda file: np.save(file, image))
-            _save(temporary / "label.npy", lambda file: np.save(file, label))
-            _save(temporary / "geometry.json", lambda file: file.write(json.dumps(geometry).encode()))
+            np.save(temporary / "image.npy", image)
+            np.save(temporary / "label.npy", label)
+            (temporary / "geometry.json").write_text(json.dumps(geometry), encoding="utf-8")
+            for path in temporary.iterdir():
+                sync_file(path)
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         if not folder.is_dir():
-            raise DgbenchError(f"cannot write to the cache folder {folder.parent}: {error.strerror}") from None
-
-
-def _save(path: Path, write: Callable[[Any], object]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+            raise unwritable(folder.parent, error) from None
 
 
 def _open(case: Case, folder: Path) -> PreparedCase:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dgbench.atomic import read_json, write_bytes, write_json
 from dgbench.data.case import Case
 from dgbench.data.preparation import PreparedCase, native_label, prepare_case, to_native
 from dgbench.data.splits import Split
@@ -28,7 +29,6 @@ from dgbench.inference.roi import Box, paste
 from dgbench.info import MethodInfo
 from dgbench.method import Method
 from dgbench.protocol import ResolvedProtocol
-from dgbench.store.atomic import read_json, write_bytes, write_json
 from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
 from dgbench.store.slices import slice_file
 from dgbench.training.job import TrainJob

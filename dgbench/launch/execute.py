@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dgbench.atomic import read_json, write_json
 from dgbench.data.fingerprint import set_fingerprint
 from dgbench.errors import DgbenchError, Interrupted
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan
 from dgbench.launch.worker import run_job
-from dgbench.store.atomic import read_json, write_json
 from dgbench.store.folder import RunFolder, RunSpec, read_status, write_status
 from dgbench.store.keys import key_of
 from dgbench.store.lock import FolderLock

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from dgbench.atomic import replacing
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.tables import BANNERS
-from dgbench.store.atomic import replacing
 from dgbench.store.folder import RunFolder
 from dgbench.store.slices import CaseSlice, Mask, slice_file
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.protocol import one_line
-from dgbench.store.atomic import read_json
 from dgbench.store.folder import SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
+from dgbench.atomic import TEMPORARY_PREFIX, read_json, write_bytes, write_json
 from dgbench.errors import DgbenchError
-from dgbench.store.atomic import TEMPORARY_PREFIX, read_json, write_bytes, write_json
 from dgbench.store.keys import key_of
 
 FORMAT = "dgbench-checkpoint-1"

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
+from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
 from dgbench.protocol import Frozen, check_name
 from dgbench.store import keys
-from dgbench.store.atomic import make_folder, read_json, replacing, write_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,8 +26,8 @@ from typing import Self
 
 import psutil
 
+from dgbench.atomic import TEMPORARY_PREFIX, make_folder, unwritable
 from dgbench.errors import DgbenchError
-from dgbench.store.atomic import TEMPORARY_PREFIX, make_folder, unwritable
 
 LOCK_NAME = ".lock"
 STALE_AFTER = 120.0

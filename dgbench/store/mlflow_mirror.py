@@ -19,8 +19,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from dgbench.atomic import TEMPORARY_PREFIX, read_json, write_json
 from dgbench.errors import DgbenchError
-from dgbench.store.atomic import TEMPORARY_PREFIX, read_json, write_json
 from dgbench.store.folder import RunFolder, iter_runs, read_run
 from dgbench.store.lock import FolderLock
 from dgbench.store.snapshot import Snapshot, folder_digest, take_snapshot

@@ -10,8 +10,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from dgbench.atomic import write_bytes
 from dgbench.errors import DgbenchError
-from dgbench.store.atomic import write_bytes
 
 CT_WINDOW = (-100.0, 240.0)
 """Display window of CT in HU (paper IV.A)."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dgbench.atomic import TEMPORARY_PREFIX, read_jsonl
 from dgbench.errors import DgbenchError
-from dgbench.store.atomic import TEMPORARY_PREFIX, read_jsonl
 from dgbench.store.folder import RunFolder, RunSpec, Status
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from dgbench.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
 from dgbench.data.guard import guarding
 from dgbench.data.preparation import PreparedCase, prepare_case
 from dgbench.data.sampling import CropDataset, check_sampling
@@ -25,7 +26,6 @@ from dgbench.method import Batch, Method, Setup, ValidationRow
 from dgbench.nets import Backbone
 from dgbench.registry import load_class
 from dgbench.seeds import derive_seed
-from dgbench.store.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
 from dgbench.store.checkpoint_file import (
     flatten_state,
     has_checkpoint,
