@@ -138,6 +138,28 @@ def test_cpu_convolution_has_second_derivatives(monkeypatch: pytest.MonkeyPatch)
     assert torch.autograd.gradgradcheck(lambda x, w: cpu.cpu_conv3d(x, w, stride=1, dilation=1).square(), (x, w))
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_cpu_convolution_in_bfloat16_has_true_gradients_at_every_depth(depth: int, batch: int) -> None:
+    """oneDNN's own weight gradient of two planes is what the memory held before: seen here, as that is full of NaN."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        x = torch.randn(batch, 32, depth, 6, 8).bfloat16()
+        weight = (0.05 * torch.randn(32, 32, 3, 3, 3)).bfloat16()
+        pull = torch.randn(batch, 32, depth, 6, 8).bfloat16()
+        found = []
+        for dtype in (torch.bfloat16, torch.float32):
+            inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, weight)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                out = cpu.cpu_conv3d(*inputs, stride=1, dilation=1)
+            assert out.dtype == dtype
+            dirt = [torch.full((1 << 16,), float("nan")) for _ in range(20)]
+            del dirt
+            found.append([out.detach(), *torch.autograd.grad(out, inputs, pull.to(dtype))])
+        for lower, exact in zip(*found, strict=True):
+            assert ((lower.float() - exact).norm() / exact.norm()).item() < 0.01
+
+
 def test_one_sample_costs_no_more_than_two() -> None:
     """Without the detour of ``dgbench.nets.cpu`` one fp32 sample takes two to three times as long as two."""
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The 3D convolution on CPUs: the same sums, routed around two slow kernels of PyTorch (``benchmarks/conv_step.py``)."""
+"""The 3D convolution on CPUs: the same sums, routed around two slow kernels of PyTorch (``benchmarks/conv_step.py``) and a wrong one."""
 
 from typing import Any
 
@@ -17,6 +17,10 @@ def cpu_conv3d(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tens
 
     Equal to ``F.conv3d`` up to the rounding of sums, derivatives of any order included; the result is contiguous.
     """
+    if _wrong_in_bf16(x, stride, dilation):
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        with torch.autocast("cpu", enabled=False):
+            return cpu_conv3d(x.float(), weight.float(), stride=stride, dilation=dilation).to(dtype)
     padding = dilation * (weight.shape[2] // 2)
     narrow = min(weight.shape[:2]) < NARROW
     if narrow:
@@ -26,6 +30,13 @@ def cpu_conv3d(x: Tensor, weight: Tensor, *, stride: int, dilation: int) -> Tens
     else:
         out = F.conv3d(x, weight, None, stride, padding, dilation)
     return _to_contiguous(out) if narrow else out
+
+
+def _wrong_in_bf16(x: Tensor, stride: int, dilation: int) -> bool:
+    """With two planes, stride and dilation 1, oneDNN's bfloat16 weight gradient reads memory that nobody wrote (PyTorch 2.13, AVX512-BF16;
+    all other depths up to 8 agree with fp32): such a layer is small, and computed in fp32."""
+    lower = torch.is_autocast_enabled("cpu") or x.dtype == torch.bfloat16
+    return lower and x.shape[2] == 2 and stride == dilation == 1
 
 
 def _leaves_onednn(x: Tensor) -> bool:
