@@ -316,8 +316,9 @@ class ResolvedProtocol(Frozen):
 
 
 def _numeric(preset: Preset) -> dict[str, Any]:
-    """What of a preset can change a number, as plain JSON."""
-    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "ranked", "converged"})
+    """What of a preset can change a number on a given machine, as plain JSON. The precision belongs to the machine: it is in every key, and
+    tables say where rows differ in it."""
+    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "ranked", "converged", "precision"})
 
 
 def one_line(error: ValidationError) -> str:

@@ -221,7 +221,7 @@ def test_emulated_bf16_is_announced(
     monkeypatch.setattr("dgbench.cli.run._show_result", lambda _: None)
     for precision in ("bf16", "fp32"):
         call([*run_arguments(mini, tmp_path / "runs"), "--set", f"preset.precision.cpu={precision}"])
-        assert ("emulate" in capsys.readouterr().err) == (known is False and precision == "bf16")
+        assert ("emulates" in capsys.readouterr().err) == (known is False and precision == "bf16")
 
 
 def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,15 @@ def test_what_changes_no_number_changes_no_key_and_no_rank(mini: Mini, tmp_path:
     assert not after.own.spec.protocol.modified
 
 
+def test_precision_is_the_machine_s_it_changes_the_keys_and_not_the_rank(mini: Mini, tmp_path: Path) -> None:
+    before, here = plan(mini, tmp_path), plan(mini, tmp_path, "preset.precision.cpu=bf16")
+    assert set(train_keys(before)).isdisjoint(train_keys(here))
+    assert here.own.spec.environment.precision == "bf16"
+    assert not here.own.spec.protocol.modified
+    elsewhere = plan(mini, tmp_path, "preset.precision.cuda=fp32")
+    assert train_keys(before) == train_keys(elsewhere)
+
+
 def test_inference_that_source_validation_uses_is_in_the_train_key(mini: Mini, tmp_path: Path) -> None:
     text = mini.protocol.read_text(encoding="utf-8")
     for old, new, equal in (
