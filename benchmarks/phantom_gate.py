@@ -19,7 +19,7 @@ the same call goes on where it stopped. Each run is claimed by a lock: start the
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,14 +134,17 @@ class Run:
     judged: str
     seed: int
     arm: str
-    factor: int = 1
+    doubled: bool = False
     lr: float | None = None
     precision: str | None = None
 
     def resolved(self) -> ResolvedProtocol:
-        """The `bench` preset, with this run's learning rate and precision where it has its own."""
+        """The `bench` preset, with twice its draws if ``doubled``, and this run's learning rate and precision where it has its own."""
+        protocol = load_protocol("phantom")
         own = {f"stages.{STAGE}.lr": self.lr, "precision.cpu": self.precision}
-        return load_protocol("phantom").resolve("bench", {key: str(value) for key, value in own.items() if value})
+        if self.doubled:
+            own[f"stages.{STAGE}.draws"] = 2 * protocol.presets["bench"].stages[STAGE].draws
+        return protocol.resolve("bench", {key: str(value) for key, value in own.items() if value})
 
     def name(self) -> dict[str, object]:
         """What identifies its record."""
@@ -152,7 +155,9 @@ class Run:
             "judged": self.judged,
             "seed": self.seed,
             "arm": self.arm,
-            "draws": budget.draws * self.factor,
+            "spacing": list(resolved.protocol.task.spacing),
+            "crop": list(budget.crop),
+            "draws": budget.draws,
             "lr": budget.lr,
             "precision": resolved.preset.precision["cpu"],
             "recipe": RECIPE,
@@ -173,7 +178,7 @@ def execute(run: Run, threads: int) -> None:
     centers = phantom(resolved.protocol, run.off)
     split = splits(resolved.protocol, centers, run.judged, run.seed)[run.arm]
     cases = {case.id: case for center in centers.values() for case in center.cases}
-    info = replace(find_method("erm"), draws_factor=run.factor)
+    info = find_method("erm")
     identity = {**name, "protocol": resolved.identity(STAGE)}
     job = TrainJob(
         stage=STAGE,
@@ -192,7 +197,7 @@ def execute(run: Run, threads: int) -> None:
         precision=resolved.preset.precision["cpu"],
         threads=threads,
     )
-    title = f"{run.arm} {run.judged} seed {run.seed} off {','.join(sorted(run.off))} x{run.factor}"
+    title = f"{run.arm} {run.judged} seed {run.seed} off {','.join(sorted(run.off))}, {name['draws']} draws"
     with FolderLock(job.folder):
         if run.record() is not None:
             return
@@ -253,7 +258,7 @@ def report_lines() -> list[str]:
     arms: list[tuple[str, str, dict[str, object]]] = [
         ("target", "target", {}),
         ("sources", "sources", {}),
-        ("sources, draws doubled", "sources", {"factor": 2}),
+        ("sources, draws doubled", "sources", {"doubled": True}),
         ("sources, fp32", "sources", {"precision": "fp32"}),
         ("ceiling", "ceiling", {}),
     ]
@@ -312,7 +317,7 @@ def runs_of(part: str) -> Iterator[Run]:
     elif part == "base":
         yield from (Run(NEUTRAL, judged, seed, arm) for seed in range(FOLDS) for judged in centers for arm in pair)
     elif part == "convergence":
-        yield from (Run(NEUTRAL, judged, seed, "sources", factor=2) for seed in range(FOLDS) for judged in centers)
+        yield from (Run(NEUTRAL, judged, seed, "sources", doubled=True) for seed in range(FOLDS) for judged in centers)
     elif part == "ceiling":
         yield from (Run(NEUTRAL, judged, seed, "ceiling") for seed in range(FOLDS) for judged in centers)
     elif part == "precision":
