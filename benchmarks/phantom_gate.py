@@ -2,7 +2,7 @@
 appearance?
 
 erm alone, annotation axis at 0, one stage (tumor coarse in label ROIs, one pass, Dice on the task grid). Each seed judges another third
-of every center. Arms, all with the same number of training cases and draws:
+of every center. Arms, all with the same number of training cases and draws (the side studies with half the draws of `bench`):
 
 - target: trained on the other two thirds of the judged center (minus validation);
 - sources: trained on as many cases of the two other centers;
@@ -41,6 +41,9 @@ from dgbench.training.job import RECIPE, TrainJob
 STAGE = "tumor-coarse"
 FOLDS = 3
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
+HALF = (
+    0.5  # the side studies (shares of the axes, ceiling, precision, learning rate) run with half the draws of `bench`
+)
 NEUTRAL = frozenset({"annotation"})
 APPEARANCE = "appearance axes only (all but lesion)"
 PARTS = ("base", "appearance", "convergence", "ceiling", "precision", "axes")
@@ -134,16 +137,16 @@ class Run:
     judged: str
     seed: int
     arm: str
-    doubled: bool = False
+    times: float = 1
     lr: float | None = None
     precision: str | None = None
 
     def resolved(self) -> ResolvedProtocol:
-        """The `bench` preset, with twice its draws if ``doubled``, and this run's learning rate and precision where it has its own."""
+        """The `bench` preset with ``times`` its draws, and this run's learning rate and precision where it has its own."""
         protocol = load_protocol("phantom")
         own = {f"stages.{STAGE}.lr": self.lr, "precision.cpu": self.precision}
-        if self.doubled:
-            own[f"stages.{STAGE}.draws"] = 2 * protocol.presets["bench"].stages[STAGE].draws
+        if self.times != 1:
+            own[f"stages.{STAGE}.draws"] = round(self.times * protocol.presets["bench"].stages[STAGE].draws)
         return protocol.resolve("bench", {key: str(value) for key, value in own.items() if value})
 
     def name(self) -> dict[str, object]:
@@ -239,10 +242,10 @@ def variants() -> dict[str, frozenset[str]]:
     return {"all axes": NEUTRAL, APPEARANCE: appearance, **others}
 
 
-def gap(off: frozenset[str], seeds: range) -> float | None:
-    """Mean over centers of (target - sources), in points; None while a run is missing."""
+def gap(off: frozenset[str], seeds: range, times: float = 1) -> float | None:
+    """Mean over centers of (target - sources), in points, with ``times`` the draws of `bench`; None while a run is missing."""
     resolved = load_protocol("phantom")
-    target, sources = mean_dsc(off, "target", seeds), mean_dsc(off, "sources", seeds)
+    target, sources = (mean_dsc(off, arm, seeds, times=times) for arm in ("target", "sources"))
     if any(len(found.get(center, [])) < len(seeds) for found in (target, sources) for center in resolved.centers):
         return None
     return float(np.mean([np.mean(target[center]) - np.mean(sources[center]) for center in resolved.centers]))
@@ -257,12 +260,16 @@ def report_lines() -> list[str]:
     """The study as Markdown, from the records alone."""
     centers = load_protocol("phantom").centers
     lines = [f"| axes | arm | seeds | {' | '.join(centers)} | mean |", f"|---|---|---|{'---|' * (len(centers) + 1)}"]
+    draws = load_protocol("phantom").presets["bench"].stages[STAGE].draws
+    half = {"times": HALF}
     arms: list[tuple[str, str, dict[str, object]]] = [
-        ("target", "target", {}),
-        ("sources", "sources", {}),
-        ("sources, draws doubled", "sources", {"doubled": True}),
-        ("sources, fp32", "sources", {"precision": "fp32"}),
-        ("ceiling", "ceiling", {}),
+        (f"target, {draws} draws", "target", {}),
+        (f"sources, {draws} draws", "sources", {}),
+        (f"sources, {2 * draws} draws", "sources", {"times": 2}),
+        (f"target, {round(HALF * draws)} draws", "target", half),
+        (f"sources, {round(HALF * draws)} draws", "sources", half),
+        (f"sources, {round(HALF * draws)} draws, fp32", "sources", {"precision": "fp32", **half}),
+        (f"ceiling, {round(HALF * draws)} draws", "ceiling", half),
     ]
     for name, off in variants().items():
         for title, arm, other in arms:
@@ -275,7 +282,7 @@ def report_lines() -> list[str]:
             lines.append(f"| {name} | {title} | {n_seeds} | {' | '.join(cells)} | {mean} |")
     rates = []
     for lr in LEARNING_RATES:
-        means = mean_dsc(NEUTRAL, "target", range(1), lr=lr)
+        means = mean_dsc(NEUTRAL, "target", range(1), lr=lr, times=HALF)
         if len(means) == len(centers):
             rates.append(f"{lr:g}: {average(means):.1f}")
     lines += [
@@ -292,9 +299,9 @@ def report_lines() -> list[str]:
         "",
         f"Gap (target minus sources, {FOLDS} seeds, mean over centers): {'not complete yet' if full is None else f'{full:.1f} points'}.",
     ]
-    one = gap(NEUTRAL, range(1))
+    one = gap(NEUTRAL, range(1), HALF)
     for name, off in list(variants().items())[1:]:
-        without = gap(off, range(1))
+        without = gap(off, range(1), HALF)
         if one is not None and without is not None:
             share = without / one if name == APPEARANCE else 1 - without / one
             lines.append(f"- {name}: gap {without:.1f} of {one:.1f} points at seed 0, share {100 * share:.0f} %.")
@@ -315,19 +322,23 @@ def runs_of(part: str) -> Iterator[Run]:
     centers = load_protocol("phantom").centers
     pair = ("target", "sources")
     if part == "lr":
-        yield from (Run(NEUTRAL, judged, 0, "target", lr=lr) for lr in LEARNING_RATES for judged in centers)
+        yield from (Run(NEUTRAL, judged, 0, "target", HALF, lr) for lr in LEARNING_RATES for judged in centers)
     elif part == "base":
         yield from (Run(NEUTRAL, judged, seed, arm) for seed in range(FOLDS) for judged in centers for arm in pair)
     elif part == "convergence":
-        yield from (Run(NEUTRAL, judged, seed, "sources", doubled=True) for seed in range(FOLDS) for judged in centers)
+        yield from (Run(NEUTRAL, judged, seed, "sources", 2) for seed in range(FOLDS) for judged in centers)
     elif part == "ceiling":
-        yield from (Run(NEUTRAL, judged, seed, "ceiling") for seed in range(FOLDS) for judged in centers)
+        yield from (Run(NEUTRAL, judged, seed, "ceiling", HALF) for seed in range(FOLDS) for judged in centers)
     elif part == "precision":
-        yield from (Run(NEUTRAL, judged, 0, "sources", precision="fp32") for judged in centers)
+        yield from (Run(NEUTRAL, judged, 0, "sources", HALF, precision="fp32") for judged in centers)
     elif part in ("appearance", "axes"):
         wanted = {name: off for name, off in variants().items() if (name == APPEARANCE) == (part == "appearance")}
         yield from (
-            Run(off, judged, 0, arm) for off in wanted.values() if off != NEUTRAL for judged in centers for arm in pair
+            Run(off, judged, 0, arm, HALF)
+            for off in wanted.values()
+            if off != NEUTRAL
+            for judged in centers
+            for arm in pair
         )
     else:
         raise SystemExit(f"unknown part {part!r} — known: {', '.join(PARTS)}")
