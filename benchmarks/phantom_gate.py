@@ -261,7 +261,7 @@ def report_lines() -> list[str]:
     centers = load_protocol("phantom").centers
     lines = [f"| axes | arm | seeds | {' | '.join(centers)} | mean |", f"|---|---|---|{'---|' * (len(centers) + 1)}"]
     draws = load_protocol("phantom").presets["bench"].stages[STAGE].draws
-    half = {"times": HALF}
+    half: dict[str, object] = {"times": HALF}
     arms: list[tuple[str, str, dict[str, object]]] = [
         (f"target, {draws} draws", "target", {}),
         (f"sources, {draws} draws", "sources", {}),
