@@ -1,0 +1,155 @@
+"""MixStyle: the published formula on the reference's values, partners, the bank, and nothing at prediction."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dgbench.method import Batch, Setup
+from dgbench.nets import Backbone
+from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.style import channel_statistics, restyle
+from dgbench.protocol import Task, Window
+from dgbench.registry import find_method
+from dgbench.training.step import TrainingContext
+from dgbench_methods.mixstyle.method import MixStyle
+
+MEANS = [[0.4909568192, 0.1643556075, -0.0749341457], [0.5178786823, 0.3599235893, 0.1502697146]]
+STDS = [[0.3334381391, 0.3513899470, 0.2299027374], [0.1664956325, 0.2384599952, 0.2217460938]]
+FIRST = [0.0521779789, 0.2129971172, 0.3562318014]
+
+
+def fixture() -> Tensor:
+    """X(2, 3, 4, 5, 6) of the method sheet, float64."""
+    b, c, d, h, w = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in (2, 3, 4, 5, 6)], indexing="ij")
+    wave = torch.sin(0.7 * (c + 1) + 0.3 * d + 0.2 * h + 0.11 * w + b)
+    return 0.5 * (b + 1) * wave + 0.1 * (b + 1) * (c + 1)
+
+
+def build(n_sources: int = 2, **overrides: object) -> MixStyle:
+    torch.manual_seed(0)
+    config = find_method("mixstyle").configure({key: str(value) for key, value in overrides.items()})
+    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
+    return MixStyle(config, Setup(task, "tumor-fine", True, n_sources, 10, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
+
+
+def batch(domains: tuple[int, ...] = (0, 1)) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(len(domains), 1, 8, 16, 16, generator=generator)
+    scale = torch.tensor([1.0 + d for d in domains]).view(-1, 1, 1, 1, 1)
+    return Batch(image * scale, (image > 0.7).float(), torch.tensor(domains))
+
+
+def mixed(x: Tensor, share: float, partner: list[int]) -> Tensor:
+    mean, std = (value.detach() for value in channel_statistics(x))
+    shares = torch.full((len(x),), share, dtype=x.dtype)
+    return restyle(x, mean, std, mean[partner], std[partner], shares, active=torch.ones(len(x), dtype=torch.bool))
+
+
+def test_formula_gives_the_reference_values() -> None:
+    y = mixed(fixture(), 0.25, [1, 0])
+    assert torch.allclose(y.mean((2, 3, 4)), torch.tensor(MEANS, dtype=torch.float64), atol=1e-10)
+    assert torch.allclose(y.flatten(2).std(2), torch.tensor(STDS, dtype=torch.float64), atol=1e-10)
+    assert y[0, 0, 0, 0, :3].tolist() == pytest.approx(FIRST, abs=1e-10)
+
+
+def test_statistics_are_detached() -> None:
+    """Then the gradient of the sum is the ratio of the deviations, everywhere the same in a channel."""
+    x = fixture().requires_grad_()
+    mean, std = (value.detach() for value in channel_statistics(x))
+    share = torch.full((2,), 0.25, dtype=torch.float64)
+    y = restyle(x, mean, std, mean[[1, 0]], std[[1, 0]], share, active=torch.ones(2, dtype=torch.bool))
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    expected = [[4.0169893, 1.9308127, 1.0562116], [0.3993235, 0.5846595, 0.9477077]]
+    assert torch.allclose(grad[:, :, 0, 0, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-6)
+
+    features = x.detach()[:, :1].repeat(1, 8, 1, 1, 1).requires_grad_()
+    out = build(p=1.0).mix("layer0", features, torch.tensor([0, 1]), TrainingContext(seed=1))
+    (grad,) = torch.autograd.grad((out**2).sum() / 2, features)
+    ratio = grad / out
+    assert not torch.allclose(ratio, torch.ones_like(ratio), atol=1e-3)
+    assert torch.allclose(ratio.amin((2, 3, 4)), ratio.amax((2, 3, 4)))
+
+
+def test_own_style_alone_is_the_identity() -> None:
+    x = fixture()
+    assert torch.allclose(mixed(x, 1.0, [1, 0]), x, atol=1e-6)
+    assert torch.allclose(mixed(x[:1], 0.25, [0]), x[:1], atol=1e-6)
+
+
+def test_bank_gives_what_the_partner_in_the_batch_gives() -> None:
+    """With sample 1's style alone in the bank, sample 0 becomes what it becomes beside sample 1."""
+    method = build(mix="bank", p=1.0, bank_size=2)
+    x = fixture().float()[:, :1].repeat(1, 8, 1, 1, 1)
+    ctx = TrainingContext(seed=1)
+    assert torch.equal(method.mix("layer0", x[1:], torch.tensor([1]), ctx), x[1:])
+    method.stored += torch.tensor([0, 1])
+    alone = method.mix("layer0", x[:1], torch.tensor([0]), ctx)
+    paired = build(p=1.0).mix("layer0", x, torch.tensor([0, 1]), ctx)
+    assert not torch.allclose(alone, x[:1])
+    assert torch.allclose(alone, paired[:1], atol=1e-5)
+
+
+def test_bank_replaces_the_oldest_and_is_in_the_state() -> None:
+    method = build(mix="bank", p=1.0, bank_size=2, layers='["layer0"]')
+    for step in range(3):
+        method.training_step(batch(), TrainingContext(seed=1, step=step))
+    assert method.stored.tolist() == [3, 3]
+    other = build(mix="bank", p=1.0, bank_size=2, layers='["layer0"]')
+    other.load_state_dict(method.state_dict())
+    data, ctx = batch((0,)), TrainingContext(seed=1, step=3)
+    assert torch.equal(method.eval().training_step(data, ctx)["loss"], other.eval().training_step(data, ctx)["loss"])
+
+
+def test_partner_is_of_another_center_with_two_and_three_centers() -> None:
+    method, rng = build(3), np.random.default_rng(0)
+    for domains in ((0, 1), (0, 1, 2), (0, 0, 1, 2)):
+        domain = torch.tensor(domains)
+        for _ in range(20):
+            assert (domain[method.partners(domain, rng)] != domain).all()
+    assert method.partners(torch.tensor([1, 1]), rng).tolist() == [0, 1]
+    assert method.sampling(0, 10) == "per-center"
+
+
+def test_random_partners_are_a_permutation_of_pooled_draws() -> None:
+    method = build(mix="random")
+    assert sorted(method.partners(torch.tensor([0, 0, 1, 1]), np.random.default_rng(0)).tolist()) == [0, 1, 2, 3]
+    assert method.sampling(0, 10) == "pooled"
+
+
+def test_probability_is_that_of_a_layer_in_a_step() -> None:
+    method, x, domain = build(), fixture().float()[:, :1].repeat(1, 8, 1, 1, 1), torch.tensor([0, 1])
+    changed = [not torch.equal(method.mix("layer0", x, domain, TrainingContext(step=step)), x) for step in range(400)]
+    assert 0.42 < sum(changed) / len(changed) < 0.58
+
+
+def test_never_mixing_is_erm_and_mixing_is_not() -> None:
+    data, ctx = batch(), TrainingContext(seed=2)
+    for p, same in ((0.0, True), (1.0, False)):
+        method = build(p=p, alpha=1.0).eval()
+        plain = segmentation_loss(method.backbone(data.image), data.label)
+        assert torch.equal(method.training_step(data, ctx)["loss"], plain) is same
+
+
+def test_gradient_reaches_the_stem_through_the_mixture() -> None:
+    method = build(p=1.0)
+    method.training_step(batch(), TrainingContext())["loss"].backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+def test_prediction_is_the_backbone_and_changes_nothing() -> None:
+    method, data = build(mix="bank", p=1.0).eval(), batch()
+    method.training_step(data, TrainingContext())
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    assert torch.equal(method.predict(data.image), torch.sigmoid(method.backbone(data.image)))
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_two_dimensions() -> None:
+    torch.manual_seed(0)
+    config = find_method("mixstyle").configure({"p": "1"})
+    task = Task(ndim=2, spacing=(1.0, 1.0), intensity=Window(low=0, high=1))
+    method = MixStyle(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, ndim=2, **k)))  # type: ignore[arg-type]
+    image = torch.rand(2, 1, 16, 16)
+    losses = method.training_step(Batch(image, (image > 0.5).float(), torch.tensor([0, 1])), TrainingContext())
+    assert torch.isfinite(losses["loss"])
