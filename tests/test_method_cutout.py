@@ -1,0 +1,88 @@
+"""Cutout: the size of the box, its fill, and nothing else changed."""
+
+import pytest
+import torch
+
+from dgbench.method import Batch, Setup
+from dgbench.nets import Backbone
+from dgbench.ops.erasing import box_mask
+from dgbench.ops.losses import segmentation_loss
+from dgbench.protocol import Task, Window
+from dgbench.registry import find_method
+from dgbench.training.step import TrainingContext
+from dgbench_methods.cutout.method import Cutout
+
+
+def build(**overrides: object) -> Cutout:
+    torch.manual_seed(0)
+    config = find_method("cutout").configure({key: str(value) for key, value in overrides.items()})
+    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
+    return Cutout(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
+
+
+def batch(cases: int = 2) -> Batch:
+    image = torch.rand(cases, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+    return Batch(image, (image > 0.7).float(), torch.arange(cases))
+
+
+@pytest.mark.parametrize(
+    ("center", "edge", "erased"),
+    [((16,) * 3, 16, 4096), ((0,) * 3, 16, 512), ((31,) * 3, 16, 729), ((16,) * 3, 15, 2744)],
+)
+def test_voxels_of_a_box(center: tuple[int, ...], edge: int, erased: int) -> None:
+    assert box_mask((32,) * 3, torch.tensor([center]), (edge,) * 3).sum() == erased
+
+
+@pytest.mark.parametrize(("ndim", "share"), [(2, 0.1914), (3, 0.08374)])
+def test_mean_share_of_a_box_of_half_the_side(ndim: int, share: float) -> None:
+    """0.4375 on each axis of 8 voxels: the mean over all centers, exactly."""
+    side = 8
+    axes = torch.meshgrid(*[torch.arange(side)] * ndim, indexing="ij")
+    centers = torch.stack([a.flatten() for a in axes], dim=1)
+    shares = [box_mask((side,) * ndim, c[None], (side // 2,) * ndim).float().mean().item() for c in centers]
+    assert sum(shares) / len(shares) == pytest.approx(share, abs=5e-5)
+
+
+def test_boxes_join() -> None:
+    centers = torch.tensor([[4, 4], [12, 12]])
+    both = box_mask((16, 16), centers, (4, 4))
+    assert both.sum() == 32
+    assert torch.equal(both, box_mask((16, 16), centers[:1], (4, 4)) | box_mask((16, 16), centers[1:], (4, 4)))
+
+
+@pytest.mark.parametrize("fill", ["mean", "min"])
+def test_the_erased_voxels_hold_the_fill_and_all_else_stays(fill: str) -> None:
+    data = batch()
+    out = build(edge=0.5, fill=fill).augment(data, TrainingContext(seed=3))
+    assert torch.equal(out.label, data.label)
+    for before, after in zip(data.image, out.image, strict=True):
+        changed = before != after
+        assert 0 < changed.sum() <= 4 * 8 * 8
+        wanted = before.mean() if fill == "mean" else before.min()
+        assert after[changed].unique().item() == pytest.approx(wanted.item(), abs=1e-6)
+
+
+def test_minimum_of_a_windowed_crop_is_exactly_zero() -> None:
+    data = batch()
+    data.image[:, :, 0, 0, 0] = 0
+    out = build(edge=0.5, fill="min").augment(data, TrainingContext(seed=3))
+    assert (out.image[out.image != data.image] == 0).all()
+
+
+def test_each_case_and_step_has_its_own_box() -> None:
+    data = batch(1)
+    twice = Batch(data.image.repeat(2, 1, 1, 1, 1), data.label.repeat(2, 1, 1, 1, 1), torch.tensor([0, 1]))
+    method = build()
+    out = method.augment(twice, TrainingContext(seed=3)).image
+    assert not torch.equal(out[0], out[1])
+    assert torch.equal(out, method.augment(twice, TrainingContext(seed=3)).image)
+    assert not torch.equal(out, method.augment(twice, TrainingContext(seed=3, step=1)).image)
+
+
+def test_loss_is_that_of_the_erased_image_and_prediction_that_of_the_backbone() -> None:
+    method, data, ctx = build().eval(), batch(), TrainingContext(seed=3)
+    erased = method.augment(data, ctx)
+    assert torch.equal(
+        method.training_step(data, ctx)["loss"], segmentation_loss(method.backbone(erased.image), data.label)
+    )
+    assert torch.equal(method.predict(data.image), torch.sigmoid(method.backbone(data.image)))
