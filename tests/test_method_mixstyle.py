@@ -90,15 +90,27 @@ def test_bank_gives_what_the_partner_in_the_batch_gives() -> None:
     assert torch.allclose(alone, paired[:1], atol=1e-5)
 
 
-def test_bank_replaces_the_oldest_and_is_in_the_state() -> None:
-    method = build(mix="bank", p=1.0, bank_size=2, layers='["layer0"]')
-    for step in range(3):
-        method.training_step(batch(), TrainingContext(seed=1, step=step))
-    assert method.stored.tolist() == [3, 3]
-    other = build(mix="bank", p=1.0, bank_size=2, layers='["layer0"]')
+def test_bank_replaces_the_oldest_style() -> None:
+    method = build(mix="bank", bank_size=2)
+    x = fixture().float()[1:, :1].repeat(1, 8, 1, 1, 1)
+    for scale in (1, 2, 3):
+        method.mix("layer0", scale * x, torch.tensor([1]), TrainingContext())
+        method.stored += torch.tensor([0, 1])
+    bank = method.get_buffer("bank_layer0")
+    for slot, scale in ((0, 3), (1, 2)):
+        mean, std = channel_statistics(scale * x)
+        assert torch.equal(bank[1, slot], torch.stack([mean.flatten(), std.flatten()]))
+    assert not bank[0].any()
+
+
+def test_bank_is_in_the_state() -> None:
+    method, other, fresh = (build(mix="bank", p=1.0, alpha=100.0, layers='["layer0"]').eval() for _ in range(3))
+    method.training_step(batch(), TrainingContext(seed=1))
+    assert method.stored.tolist() == [1, 1]
     other.load_state_dict(method.state_dict())
-    data, ctx = batch((0,)), TrainingContext(seed=1, step=3)
-    assert torch.equal(method.eval().training_step(data, ctx)["loss"], other.eval().training_step(data, ctx)["loss"])
+    data, ctx = batch((0,)), TrainingContext(seed=1, step=1)
+    losses = [one.training_step(data, ctx)["loss"].item() for one in (method, other, fresh)]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_partner_is_of_another_center_with_two_and_three_centers() -> None:
