@@ -97,7 +97,8 @@ def test_deploying_leaves_one_network_also_where_it_is_only_counted(trained: dic
 
     products = {}
     for name in SHAPES:
-        method = meta_method(trained[name])
+        job = trained[name]
+        method = meta_method(job.info, job.config, job.resolved, job.stage, len(job.split.sources))
         method.deploy()
         products[name] = count_cost(method, (1, 1, 8, 16, 16), convention="macs", call=predict).gflops
     assert set(products.values()) == {products["Sam"]}

@@ -19,6 +19,7 @@ from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.launch.plan import RunRequest, resolve_request
 from dgbench.protocol import load_protocol, protocol_names
 from dgbench.registry import discover, find_method
+from dgbench.testing import CHECKS, check_method
 from dgbench.training.step import TrainingContext
 
 ROOT = Path(__file__).parent.parent
@@ -71,12 +72,11 @@ def request_of(parameters: dict[str, Any], method: str, heldout: str) -> RunRequ
 
 @pytest.fixture(scope="session")
 def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example of CONTRIBUTING.md, under the name that the page gives it."""
+    """A folder with the examples of CONTRIBUTING.md, under the names that the page gives them."""
     folder = tmp_path_factory.mktemp("plugin")
     text = ENTRY.read_text(encoding="utf-8")
-    (name,) = re.findall(r"as `(\w+\.py)`", text)
-    (code,) = blocks(ENTRY, "python")
-    (folder / name).write_text(code)
+    for name, code in zip(re.findall(r"as `(\w+\.py)`", text), blocks(ENTRY, "python"), strict=True):
+        (folder / name).write_text(code)
     return folder
 
 
@@ -147,6 +147,8 @@ def check_dgbench(arguments: list[str]) -> None:
         for method in parameters["method"].split(","):
             for center in centers:
                 resolve_request(request_of(parameters, method, center))
+    elif path == ("methods", "new"):
+        assert parameters["name"].isidentifier()
     elif path[0] in ("methods", "protocols") and "name" in parameters:
         assert parameters["name"] in (discover() if path[0] == "methods" else protocol_names())
 
@@ -300,7 +302,7 @@ def test_example_trains_and_leaves_what_the_page_lists(
 ) -> None:
     """The first command of the page, and every file that it leaves is in docs/run-folder.md."""
     monkeypatch.chdir(example)
-    words = next(words for words in COMMANDS if "random_gamma:RandomGamma" in words)
+    words = next(words for words in COMMANDS if words[1] == "run" and "random_gamma:RandomGamma" in words)
     quick = [
         "--threads",
         "1",
@@ -325,3 +327,10 @@ def test_example_trains_and_leaves_what_the_page_lists(
     assert len(left) > 30
     unknown = [name for name in left if not any(re.search(rf"(^|/){pattern}$", name) for pattern in patterns)]
     assert unknown == []
+
+
+@pytest.mark.parametrize("method", ["random_gamma:RandomGamma", "style_noise:StyleNoise", "sharpness:Sharpness"])
+@pytest.mark.usefixtures("example")
+def test_examples_keep_the_contract(method: str) -> None:
+    checks = [check for check in CHECKS if check.__name__ != "card_is_complete"]
+    assert [(one.check, one.problem) for one in check_method(find_method(method), checks=checks) if one.problem] == []

@@ -6,6 +6,7 @@ import typer
 
 from dgbench import __version__
 from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
+from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 app.command("run")(run.run)
 app.command("sweep")(run.sweep)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("cost")(cost)
 app.add_typer(methods.app, name="methods")
 app.add_typer(protocols.app, name="protocols")
 app.add_typer(data.app, name="data")

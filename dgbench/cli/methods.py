@@ -1,11 +1,17 @@
 """``dgbench methods``."""
 
 import json
-from typing import Annotated
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgbench.cli import options
+from dgbench.errors import DgbenchError
+
+if TYPE_CHECKING:
+    from dgbench.testing import Outcome
 
 app = typer.Typer(help="The methods that can be run.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -58,3 +64,54 @@ def show(name: Annotated[str, typer.Argument()], form: options.Format = options.
         options.print_rows(settings, form)
         typer.echo("")
     typer.echo(text or "(no card)")
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="A Python name: letters, digits and _.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Where the plugin's folder is made.")] = Path(),
+) -> None:
+    """Write a plugin that runs as it is: entry and settings, class, card."""
+    from dgbench.cli.plugins import write_plugin
+
+    path, method = write_plugin(name, folder, datetime.now(UTC).year)
+    typer.echo(f"wrote {path}: __init__.py (entry, settings), method.py (the class), README.md (the card)")
+    typer.echo(f"check it:  dgbench methods check {path}")
+    where = "" if folder == Path() or method == name else f"cd {folder} && "
+    typer.echo(f"run it:    {where}dgbench run --method {method} --heldout RENJI --preset tiny")
+
+
+@app.command("check")
+def check(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME|PATH...", help="Names, module:Class, plugin folders or files; or `all`."),
+    ],
+) -> None:
+    """Run the conformance suite: does the method keep the contract? Exit code 2 if not."""
+    from rich.console import Console
+
+    from dgbench.cli.plugins import find_plugin
+    from dgbench.info import MethodInfo
+    from dgbench.registry import discover
+    from dgbench.testing import CHECKS, check_method
+
+    names = [name for name, found in discover().items() if isinstance(found, MethodInfo)]
+    infos = [find_plugin(target) for target in (names if targets == ["all"] else targets)]
+    console = Console(soft_wrap=True, highlight=False)
+    failed = []
+    for info in infos:
+        console.print(f"{info.name}: {info.title}", markup=False)
+
+        def report(outcome: "Outcome") -> None:
+            words = outcome.check.replace("_", " ")
+            verdict = "ok" if outcome.problem is None else f"FAILED: {outcome.problem}"
+            console.print(f"  {words:32} {outcome.seconds:5.1f} s  {verdict}", markup=False)
+
+        outcomes = check_method(info, report=report)
+        broken = [outcome.check for outcome in outcomes if outcome.problem is not None]
+        console.print(f"  {len(CHECKS) - len(broken)} of {len(CHECKS)} checks passed", markup=False)
+        if broken:
+            failed.append(f"{info.name} ({', '.join(broken)})")
+    if failed:
+        raise DgbenchError(f"does not keep the contract: {'; '.join(failed)}")

@@ -31,8 +31,9 @@ from dgbench.method import Method
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
 from dgbench.store.slices import slice_file
+from dgbench.training.build import method_of
 from dgbench.training.job import TrainJob
-from dgbench.training.loop import Report, build_method
+from dgbench.training.loop import Report
 from dgbench.training.validation import stage_predictor
 
 PARTS = "parts"
@@ -128,7 +129,7 @@ def load_predictors(job: EvaluationJob, checkpoint: str, device: torch.device) -
 def load_trained(training: TrainJob, checkpoint: str, device: torch.device) -> Method[Any]:
     """The method of a finished training job with the weights of ``checkpoint``, deployed. Raises DgbenchError when they do not belong to
     it or are damaged."""
-    method = build_method(training, device)
+    method = method_of(training, device)
     loaded = load_checkpoint(training.folder / CHECKPOINT_FILES[checkpoint])
     if loaded.meta["key"] != training.key:
         raise DgbenchError(

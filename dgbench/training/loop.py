@@ -5,7 +5,7 @@ weights, optimiser states and method memories are in the checkpoint; log lines a
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import isfinite
 from traceback import clear_frames
@@ -22,9 +22,7 @@ from dgbench.data.preparation import PreparedCase, prepare_case
 from dgbench.data.sampling import CropDataset, check_sampling
 from dgbench.data.splits import center_of
 from dgbench.errors import DgbenchError, Interrupted
-from dgbench.method import Batch, Method, Setup, ValidationRow
-from dgbench.nets import Backbone
-from dgbench.registry import load_class
+from dgbench.method import Batch, Method, ValidationRow
 from dgbench.seeds import derive_seed
 from dgbench.store.checkpoint_file import (
     flatten_state,
@@ -33,10 +31,10 @@ from dgbench.store.checkpoint_file import (
     save_checkpoint,
     unflatten_state,
 )
+from dgbench.training.build import method_of
 from dgbench.training.interrupt import StopRequest, stop_requests
 from dgbench.training.job import TrainJob
-from dgbench.training.schedule import poly_lr
-from dgbench.training.step import AdamMaker, TrainingContext, phase_ends
+from dgbench.training.step import AdamMaker, TrainingContext, run_step
 from dgbench.training.validation import center_mean, stage_predictor, validate
 
 LOG_EVERY = 20
@@ -91,31 +89,6 @@ def train(job: TrainJob, report: Report) -> None:
         _finish(training)
 
 
-def build_method(job: TrainJob, device: torch.device) -> Method[Any]:
-    """The method with initial weights drawn from the run's initialisation seed."""
-    resolved, preset = job.resolved, job.resolved.preset
-    task = resolved.protocol.task
-
-    def build_backbone(**changes: Any) -> Backbone:
-        options = {
-            "ndim": task.ndim,
-            "in_channels": task.in_channels,
-            "out_channels": task.out_channels,
-            "width": preset.width,
-            "upsample": resolved.protocol.upsample,
-        }
-        return Backbone(**{**options, **changes})
-
-    roi = resolved.protocol.stages[job.stage].roi
-    is_fine = (
-        roi is not None and resolved.protocol.stages[roi.source].target == resolved.protocol.stages[job.stage].target
-    )
-    setup = Setup(task, job.stage, is_fine, len(job.split.sources), job.steps, build_backbone)
-    torch.manual_seed(derive_seed(job.seed, "initialisation", job.stage))
-    method = load_class(job.info)(job.config, setup)
-    return method.to(device)
-
-
 def _build(job: TrainJob, report: Report) -> StageTraining:
     device = torch.device(job.device)
     cases = {case.id: case for case in job.cases}
@@ -124,12 +97,9 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
     for index, case_id in enumerate(wanted):
         prepared[case_id] = prepare_case(cases[case_id], job.resolved.protocol, job.cache)
         report(index + 1, len(wanted), "preparing cases")
-    method = build_method(job, device)
+    method = method_of(job, device)
     make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
     optimizers = list(method.configure_optimizers(make))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
     return StageTraining(
         job,
         method,
@@ -143,30 +113,23 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
 def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
     job, method, state = training.job, training.method, training.state
     total = job.steps
-    ends = phase_ends(method.phases(), total, job.info.name)
     validations = _validation_steps(total, job.resolved.preset.validations)
     for step, batch in _batches(training, state.step, total):
-        index = next(i for i, end in enumerate(ends) if step < end)
-        phase = method.phases()[index]
-        context = TrainingContext(
-            derive_seed(job.seed, job.stage),
-            step,
-            total,
-            phase.name,
-            training.optimizers,
-            training.device,
-            job.precision,
-        )
-        factor = poly_lr(step, total)
-        for optimizer in training.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
         torch.manual_seed(derive_seed(job.seed, "step", job.stage, step))
-        losses = _one_step(method, batch, context, learns=phase.learns)
-        training.pending.append({"step": step + 1, "phase": phase.name, "lr_factor": factor, **losses})
+        phase, factor, losses = run_step(
+            method,
+            batch,
+            TrainingContext(
+                seed=derive_seed(job.seed, job.stage),
+                step=step,
+                total_steps=total,
+                optimizers=training.optimizers,
+                device=training.device,
+                precision=job.precision,
+            ),
+        )
+        training.pending.append({"step": step + 1, "phase": phase, "lr_factor": factor, **losses})
         state.step = step + 1
-        if state.step == ends[index]:
-            method.on_phase_end(phase.name)
         validated = state.step in validations
         stopped = stop.signal_name  # read once: a signal that comes later waits for the next step
         saving = validated or stopped is not None or state.step % job.resolved.preset.checkpoint_every == 0
@@ -184,19 +147,6 @@ def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
             raise Interrupted(
                 f"{job.stage}: stopped by {stopped} after step {state.step} of {total}; the same command goes on from there"
             )
-
-
-def _one_step(method: Method[Any], batch: Batch, context: TrainingContext, *, learns: bool) -> Mapping[str, Tensor]:
-    if learns:
-        method.train()
-        losses = method.train_step(batch, context)
-    else:
-        method.eval()
-        with torch.no_grad(), context.autocast():
-            method.observe(batch, context)
-        losses = {}
-    method.on_step_end(context)
-    return {name: value.detach() for name, value in losses.items()}
 
 
 def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[int, Batch]]:

@@ -1,6 +1,7 @@
-"""What a method gets during one step on one device (the :class:`dgbench.method.StepContext` of training), and the protocol's optimiser."""
+"""One step of training on one device: what a method gets (the :class:`dgbench.method.StepContext`), the protocol's optimiser, and the
+order of things."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from dgbench.errors import DgbenchError
-from dgbench.method import Phase
+from dgbench.method import Batch, Method, Phase
 from dgbench.seeds import derive_seed
+from dgbench.training.schedule import poly_lr
 
 
 @dataclass
@@ -77,3 +79,33 @@ def phase_ends(phases: Sequence[Phase], total_steps: int, method: str) -> list[i
     ends = [round(total_steps * sum(shares[: index + 1])) for index in range(len(shares))]
     ends[-1] = total_steps
     return ends
+
+
+def run_step(method: Method[Any], batch: Batch, context: TrainingContext) -> tuple[str, float, dict[str, Tensor]]:
+    """Do step ``context.step`` of the method's phases: learning rates of ``context.optimizers``, the update or the look, the end of the
+    phase. Dropout draws from torch's global generator: seed it before.
+
+    Returns:
+        The phase's name, the learning-rate factor and the detached losses (none in a phase that does not learn).
+    """
+    phases = method.phases()
+    ends = phase_ends(phases, context.total_steps, method.info.name)
+    index = next(i for i, end in enumerate(ends) if context.step < end)
+    phase = phases[index]
+    context.phase = phase.name
+    factor = poly_lr(context.step, context.total_steps)
+    for optimizer in context.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    losses: Mapping[str, Tensor] = {}
+    if phase.learns:
+        method.train()
+        losses = method.train_step(batch, context)
+    else:
+        method.eval()
+        with torch.no_grad(), context.autocast():
+            method.observe(batch, context)
+    method.on_step_end(context)
+    if context.step + 1 == ends[index]:
+        method.on_phase_end(phase.name)
+    return phase.name, factor, {name: value.detach() for name, value in losses.items()}
