@@ -6,6 +6,7 @@ import typer
 
 from dgbench import __version__
 from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
+from dgbench.cli.archive import archive
 from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
 
@@ -31,6 +32,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 app.command("run")(run.run)
 app.command("sweep")(run.sweep)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("archive")(archive)
 app.command("cost")(cost)
 app.add_typer(methods.app, name="methods")
 app.add_typer(protocols.app, name="protocols")
