@@ -8,7 +8,6 @@ from torch import Tensor
 
 from dgbench.ops.losses import (
     consistency_loss,
-    cosine_consistency,
     dice_loss,
     distance_loss,
     segmentation_loss,
@@ -133,22 +132,6 @@ def test_consistency_moves_both_views() -> None:
     assert second.grad is not None
     torch.testing.assert_close(first.grad, -second.grad)
     assert first.grad.abs().max() > 0
-
-
-def test_cosine_consistency_golden() -> None:
-    """Sample 1: equal up to scale, 0. Sample 2: (1, 0) against (1, 1), 1 - 1/√2."""
-    first = torch.tensor([[0.2, 0.4], [1.0, 0.0]]).reshape(2, 1, 1, 2)
-    second = torch.tensor([[0.1, 0.2], [1.0, 1.0]]).reshape(2, 1, 1, 2)
-    assert cosine_consistency(first, second).item() == pytest.approx((1 - 0.5**0.5) / 2, abs=1e-6)
-
-
-def test_cosine_consistency_of_empty_output_is_finite() -> None:
-    empty = torch.zeros(1, 1, 4, 4, requires_grad=True)
-    loss = cosine_consistency(empty, torch.ones(1, 1, 4, 4))
-    loss.backward()
-    assert loss.item() == 1
-    assert empty.grad is not None
-    assert torch.isfinite(empty.grad).all()
 
 
 def test_view_divergence_golden() -> None:

@@ -20,12 +20,12 @@ from dgbench.launch.worker import PRELOADED
 from dgbench.store.checkpoint_file import load_checkpoint
 from dgbench.training import loop
 from dgbench.training.job import TrainJob
+from dgbench.training.loop import PREPARING
 
 SIZE = (16, 24, 24)
 BRIGHTNESS = {"ALPHA": 0.2, "BETA": 0.5, "GAMMA": 0.8}
 """Mean normalised intensity of each center: an image tells where it comes from."""
 STEPS = 8
-PREPARING = "preparing cases"
 
 PROTOCOL: dict[str, Any] = {
     "name": "mini",

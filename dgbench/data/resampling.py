@@ -76,13 +76,18 @@ def labels(array: NDArray[np.uint8], at: Coordinates) -> NDArray[np.uint8]:
     return result
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """First and one-past-last index per axis of the true voxels of ``mask``; None without any."""
-    if not mask.any():
-        return None
-    axes = range(mask.ndim)
-    spans = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
-    return tuple(int(span[0]) for span in spans), tuple(int(span[-1]) + 1 for span in spans)
+def bounding_box(mask: NDArray[Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """First and one-past-last index per axis of the nonzero voxels of ``mask``; None without any."""
+    low, high = [], []
+    rest = mask
+    for _ in range(mask.ndim):
+        hits = np.flatnonzero(rest.any(axis=tuple(range(1, rest.ndim))))
+        if hits.size == 0:
+            return None
+        low.append(int(hits[0]))
+        high.append(int(hits[-1]) + 1)
+        rest = np.asarray(rest[low[-1] : high[-1]].any(axis=0))
+    return tuple(low), tuple(high)
 
 
 def _weights(at: NDArray[np.float64], n: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:

@@ -35,6 +35,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from dgbench.data import resampling
 from dgbench.errors import DgbenchError
 
 TOLERANCE_SLACK_MM = 1e-6
@@ -138,15 +139,8 @@ def dice(a: NDArray[Any], b: NDArray[Any]) -> float:
 
 def bounding_box(mask: NDArray[Any]) -> Box | None:
     """The smallest box that holds every nonzero voxel, as one slice per axis; ``None`` if there is none."""
-    box: list[slice] = []
-    rest = mask
-    for _ in range(mask.ndim):
-        hits = np.flatnonzero(rest.any(axis=tuple(range(1, rest.ndim))))
-        if hits.size == 0:
-            return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-        rest = np.asarray(rest[box[-1]].any(axis=0))
-    return tuple(box)
+    found = resampling.bounding_box(mask)
+    return None if found is None else tuple(map(slice, *found))
 
 
 def _dice(overlap: int, n_a: int, n_b: int) -> float:

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from dgbench.data import resampling
+
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
@@ -31,10 +33,8 @@ def whole(shape: Sequence[int]) -> Box:
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
     """The smallest box around the true voxels, or None where there are none."""
-    slices = ndimage.find_objects(mask.astype(np.uint8))
-    if not slices:
-        return None
-    return Box(tuple(part.start for part in slices[0]), tuple(part.stop for part in slices[0]))
+    found = resampling.bounding_box(mask)
+    return None if found is None else Box(*found)
 
 
 def widen(box: Box, margin: Sequence[int], minimum: Sequence[int], shape: Sequence[int], multiple: int) -> Box:

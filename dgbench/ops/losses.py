@@ -97,19 +97,6 @@ def consistency_loss(first: Tensor, second: Tensor) -> Tensor:
     return F.mse_loss(_wide(first), _wide(second))
 
 
-def cosine_consistency(first: Tensor, second: Tensor) -> Tensor:
-    """1 - cosine similarity of two flattened outputs, mean over samples (released framework, pancreas coarse stage).
-
-    Args:
-        first: (B, C, *spatial) output of view 1.
-        second: the same of view 2.
-
-    Returns:
-        Scalar in [0, 2]; an all-zero output counts as similarity 0.
-    """
-    return 1 - F.cosine_similarity(_wide(first).flatten(1), _wide(second).flatten(1), dim=1).mean()
-
-
 def view_divergence(logits: Sequence[Tensor]) -> Tensor:
     """Mean over views of KL(p_j || p_mean): RandConv's consistency term for any number of views (Xu et al., Eq. 4).
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from dgbench.ops.select import per_case, where_case
+
 
 def channel_statistics(x: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Mean and ``sqrt(variance + eps)`` (variance with N - 1) over the spatial axes.
@@ -34,7 +36,6 @@ def restyle(
     Returns:
         (B, C, *spatial) of the dtype of ``x``.
     """
-    shape = (-1, *[1] * (x.ndim - 1))
-    own = share.to(mean).view(shape)
+    own = per_case(share.to(mean), x)
     mixed = (x - mean) / std * (own * std + (1 - own) * other_std) + own * mean + (1 - own) * other_mean
-    return torch.where(active.view(shape), mixed.to(x.dtype), x)
+    return where_case(active, mixed.to(x.dtype), x)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from dgbench.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
 from dgbench.data.guard import guarding
-from dgbench.data.preparation import PreparedCase, prepare_case
+from dgbench.data.preparation import PreparedCase, prepare_cases
 from dgbench.data.sampling import CropDataset, check_sampling
 from dgbench.data.splits import center_of
 from dgbench.errors import DgbenchError, Interrupted
@@ -38,6 +38,8 @@ from dgbench.training.step import AdamMaker, TrainingContext, run_step
 from dgbench.training.validation import center_mean, stage_predictor, validate
 
 LOG_EVERY = 20
+PREPARING = "preparing cases"
+"""What is reported while no step has been done yet."""
 LOGS = ("steps", "validation", "times")
 
 
@@ -92,11 +94,10 @@ def train(job: TrainJob, report: Report) -> None:
 def _build(job: TrainJob, report: Report) -> StageTraining:
     device = torch.device(job.device)
     cases = {case.id: case for case in job.cases}
-    prepared = {}
-    wanted = [*job.split.train, *job.split.validation]
-    for index, case_id in enumerate(wanted):
-        prepared[case_id] = prepare_case(cases[case_id], job.resolved.protocol, job.cache)
-        report(index + 1, len(wanted), "preparing cases")
+    wanted = [cases[case_id] for case_id in (*job.split.train, *job.split.validation)]
+    prepared = prepare_cases(
+        wanted, job.resolved.protocol, job.cache, lambda case_id, done, total: report(done, total, PREPARING)
+    )
     method = method_of(job, device)
     make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
     optimizers = list(method.configure_optimizers(make))

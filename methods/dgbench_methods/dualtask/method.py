@@ -23,6 +23,7 @@ from dgbench.ops.losses import (
     slice_loss,
 )
 from dgbench.ops.random_conv import random_conv
+from dgbench.ops.select import where_case
 from dgbench_methods.dualtask import INFO, DualTaskConfig, Stages
 
 KERNEL_SIZES = (3, 5, 7)
@@ -106,7 +107,7 @@ class DualTask(Method[DualTaskConfig]):
             view, degenerate = rescale(convolved, "clamp-minmax")
             views.append(view)
             paired = paired & ~degenerate
-        return torch.cat([torch.where(_per_case(paired), view, image) for view in views]), paired
+        return torch.cat([where_case(paired, view, image) for view in views]), paired
 
     def conversion_loss(self, distance: Tensor, label: Tensor) -> Tensor:
         """Eq. 7 on distances (V, 1, D, H, W) in [-1, 1]: Dice and cross-entropy of the smooth map; Dice alone of a map
@@ -150,9 +151,4 @@ def disagreement(output: Tensor, paired: Tensor) -> Tensor:
     """One term of Eq. 10: mean squared difference of the two halves of ``output`` (2 * B, 1, D, H, W); a case that is
     not ``paired`` adds nothing to the sum."""
     first, second = output.chunk(2)
-    return consistency_loss(first, torch.where(_per_case(paired), second, first))
-
-
-def _per_case(flags: Tensor) -> Tensor:
-    """(B,) flags, shaped to broadcast over (B, 1, D, H, W)."""
-    return flags.view(-1, 1, 1, 1, 1)
+    return consistency_loss(first, where_case(paired, second, first))

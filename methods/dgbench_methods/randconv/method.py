@@ -10,6 +10,7 @@ from dgbench.method import Batch, Method, StepContext
 from dgbench.ops.intensity import rescale
 from dgbench.ops.losses import consistency_loss, segmentation_loss, view_divergence
 from dgbench.ops.random_conv import random_conv
+from dgbench.ops.select import where_case
 from dgbench_methods.randconv import INFO, RandConvConfig
 
 
@@ -55,7 +56,7 @@ class RandConv(Method[RandConvConfig]):
             view, degenerate = rescale(convolved, config.rescale)
             views.append(view)
             usable = usable & ~degenerate
-        return [torch.where(_per_case(usable, image), view, image) for view in views], usable
+        return [where_case(usable, view, image) for view in views], usable
 
     def disagreement(self, logits: Sequence[Tensor], usable: Tensor) -> Tensor:
         """Mean over voxels and cases of KL(p_j || mean) over views, or of the squared difference over pairs of views.
@@ -63,13 +64,8 @@ class RandConv(Method[RandConvConfig]):
         Every channel is a Bernoulli probability. A case that is not ``usable`` counts as in agreement, with no
         gradient.
         """
-        agreed = [torch.where(_per_case(usable, view), view, logits[0]) for view in logits]
+        agreed = [where_case(usable, view, logits[0]) for view in logits]
         if self.config.consistency == "kl":
             return view_divergence([view.flatten(0, 1).unsqueeze(1) for view in agreed])
         pairs = list(combinations([torch.sigmoid(view) for view in agreed], 2))
         return torch.stack([consistency_loss(first, second) for first, second in pairs]).mean()
-
-
-def _per_case(flags: Tensor, like: Tensor) -> Tensor:
-    """(B,) flags, shaped to broadcast over (B, C, *spatial)."""
-    return flags.view(-1, *[1] * (like.ndim - 1))
