@@ -1,6 +1,7 @@
 """The shared backbone and its heads: the paper's layer table, exact upsampling, taps and clear errors."""
 
 import time
+from copy import deepcopy
 
 import pytest
 import torch
@@ -330,3 +331,11 @@ def test_training_step_is_deterministic_on_cuda() -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_backbone_can_be_copied() -> None:
+    """Averages and branches are copies."""
+    net = Backbone(width=8)
+    other = deepcopy(net)
+    assert other.channels == net.channels
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(net.parameters(), other.parameters(), strict=True))

@@ -1,6 +1,7 @@
 """The shared backbone, its blocks and heads."""
 
 from dgbench.nets.backbone import Backbone, Features, Tap
+from dgbench.nets.blocks import point_conv
 from dgbench.nets.heads import DistanceHead, InPlaneMean, ProjectionHead, SliceHead
 from dgbench.nets.upsample import upsample_linear, upsample_nearest
 
@@ -12,6 +13,7 @@ __all__ = [
     "ProjectionHead",
     "SliceHead",
     "Tap",
+    "point_conv",
     "upsample_linear",
     "upsample_nearest",
 ]

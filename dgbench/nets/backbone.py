@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -69,9 +68,7 @@ class Backbone(nn.Module):
         self.ndim, self.in_channels, self.out_channels, self.width = ndim, in_channels, out_channels, width
         self._upsample = UPSAMPLE[upsample]
         w, w2, w4, w8 = width, 2 * width, 4 * width, 8 * width
-        self.channels: Mapping[str, int] = MappingProxyType(
-            dict(zip(self.TAPS, (w, w, w2, w4, w8, w8, w2, w, w), strict=True))
-        )
+        self.channels: Mapping[str, int] = dict(zip(self.TAPS, (w, w, w2, w4, w8, w8, w2, w, w), strict=True))
         """Channels of the tensor at each tap."""
         self.listener: Callable[[Features], None] | None = None
         """Told what :meth:`features` returns; for looking at a trained network, not for training it."""

@@ -1,0 +1,179 @@
+"""DART: mixtures, unions on the sheet's quadratics, one network or several, and cost."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from dgbench.evaluation.run_cost import method_cost
+from dgbench.method import Batch, Setup
+from dgbench.nets import Backbone
+from dgbench.ops.averaging import unite
+from dgbench.ops.losses import segmentation_loss
+from dgbench.protocol import Task, Window, load_protocol
+from dgbench.registry import find_method
+from dgbench.training.step import AdamMaker, TrainingContext
+from dgbench_methods.dart.method import DART, mixtures
+
+
+def build(n_sources: int = 2, **overrides: object) -> DART:
+    torch.manual_seed(0)
+    config = find_method("dart").configure({key: str(value) for key, value in overrides.items()})
+    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
+    return DART(config, Setup(task, "tumor-fine", True, n_sources, 20, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
+
+
+def batch(n: int = 2) -> Batch:
+    image = torch.rand(n, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+    return Batch(image, (image > 0.7).float(), torch.arange(n))
+
+
+def steps(method: DART, count: int) -> TrainingContext:
+    ctx = TrainingContext(total_steps=20, optimizers=list(method.configure_optimizers(AdamMaker(1e-3, 0.0))))
+    for step in range(count):
+        ctx.step = step
+        method.train_step(batch(method.setup.n_sources), ctx)
+        method.on_step_end(ctx)
+    return ctx
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_mixtures_keep_two_to_one() -> None:
+    assert mixtures("published", 3) == [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5], [1 / 3] * 3]
+    for row, expected in zip(mixtures("published", 2), ([2 / 3, 1 / 3], [1 / 3, 2 / 3], [0.5, 0.5]), strict=True):
+        assert row == pytest.approx(expected)
+    assert mixtures("own-center", 2) == [[1, 0], [0, 1]]
+
+
+class Quadratic(nn.Module):
+    """h (w - c)² / 2 with w from 2."""
+
+    def __init__(self, curvature: float, center: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.curvature, self.center = curvature, center
+
+    def forward(self) -> torch.Tensor:
+        return self.curvature * (self.w - self.center).square() / 2
+
+
+@pytest.mark.parametrize(
+    ("curvatures", "expected"),
+    [((1, 1, 1), [1.9366667, 1.8853667, 1.8438137]), ((1, 2, 0.5), [1.8183333, 1.6758764, 1.5641664])],
+)
+def test_unions_give_the_sheets_values(curvatures: Sequence[float], expected: list[float]) -> None:
+    branches = [Quadratic(h, c) for h, c in zip(curvatures, (0, 1, 4), strict=True)]
+    optimizers = [torch.optim.SGD(branch.parameters(), lr=0.1) for branch in branches]
+    found = []
+    for _ in expected:
+        for _ in range(2):
+            for branch, optimizer in zip(branches, optimizers, strict=True):
+                optimizer.zero_grad()
+                branch().backward()
+                optimizer.step()
+        unite(branches)
+        found.append(branches[0].w.item())
+    assert found == pytest.approx(expected, abs=1e-7)
+
+
+def test_branches_start_alike_part_and_unite_with_moments_of_their_own() -> None:
+    method = build()
+    assert method.interval == 2
+    assert all(same(method.backbone, branch) for branch in method.branches)
+    ctx = steps(method, 1)
+    assert not same(method.backbone, method.branches[1])
+    assert not same(method.backbone, method.branches[2])
+    ctx = steps(build_into := build(), 2)
+    assert all(same(build_into.backbone, branch) for branch in build_into.branches)
+    moments = [next(iter(optimizer.state.values()))["exp_avg"] for optimizer in ctx.optimizers]
+    assert not torch.equal(moments[0], moments[1])
+
+
+def test_ensemble_never_unites() -> None:
+    method = build(deploy="ensemble")
+    steps(method, 4)
+    assert not same(method.branches[0], method.branches[1])
+
+
+def test_branch_weighs_the_losses_of_its_centers() -> None:
+    method, data = build().eval(), batch()
+    alone = [segmentation_loss(method.backbone(data.image[i : i + 1]), data.label[i : i + 1]) for i in range(2)]
+    loss = method.branch_loss(method.backbone, [2 / 3, 1 / 3], data)
+    assert torch.allclose(loss, 2 / 3 * alone[0] + 1 / 3 * alone[1])
+    assert torch.allclose(method.branch_loss(method.backbone, [0.0, 1.0], data), alone[1])
+    together = segmentation_loss(method.backbone(data.image), data.label)
+    assert torch.equal(method.branch_loss(method.backbone, [0.5, 0.5], data), together)
+
+
+def test_one_branch_is_erm_on_balanced_draws_to_the_bit() -> None:
+    method = build(n_sources=1)
+    method.mixtures, method.others = [[1.0]], nn.ModuleList()
+    torch.manual_seed(0)
+    info = find_method("erm_balanced")
+    from dgbench.registry import load_class
+
+    plain = load_class(info)(info.configure(), method.setup)
+    plain.load_state_dict({f"backbone.{name}": value for name, value in method.backbone.state_dict().items()})
+    contexts = [
+        TrainingContext(total_steps=20, optimizers=list(one.configure_optimizers(AdamMaker(1e-3, 0.0))))
+        for one in (method, plain)
+    ]
+    for step in range(3):
+        for one, ctx in zip((method, plain), contexts, strict=True):
+            ctx.step = step
+            torch.manual_seed(step)
+            one.train_step(batch(), ctx)
+            one.on_step_end(ctx)
+    assert same(method.backbone, plain.backbone)
+
+
+def test_prediction_before_and_after_deploying_is_that_of_the_mean() -> None:
+    method, image = build(), batch().image
+    steps(method, 1)
+    method.eval()
+    with torch.no_grad():
+        before = method.predict(image)
+        single = torch.sigmoid(method.backbone(image))
+        method.deploy()
+        assert torch.allclose(method.predict(image), before, atol=1e-6)
+    assert not torch.allclose(single, before, atol=1e-4)
+    assert len(method.branches) == 1
+    assert not any(name.startswith("others") for name in method.state_dict())
+
+
+def test_average_is_not_kept_over_a_step() -> None:
+    method, image = build(), batch().image
+    steps(method, 1)
+    first = method.eval().predict(image)
+    steps(method.train(), 1)
+    assert not torch.equal(method.eval().predict(image), first)
+
+
+def test_ensemble_of_equal_branches_is_one_of_them() -> None:
+    method, image = build(deploy="ensemble").eval(), batch().image
+    with torch.no_grad():
+        assert torch.allclose(method.predict(image), torch.sigmoid(method.backbone(image)), atol=1e-7)
+        method.deploy()
+        assert len(method.branches) == 2
+
+
+def test_three_centers_have_four_branches() -> None:
+    method = build(n_sources=3)
+    steps(method, 1)
+    assert len(method.branches) == 4
+
+
+def test_cost_of_the_ensemble_is_that_of_table_vi_and_weights_cost_one_network() -> None:
+    info = find_method("dart")
+    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
+    ensemble = method_cost(info, info.configure({"deploy": "ensemble"}), resolved, 2)["table-vi"]
+    assert ensemble["params"] == 2 * 37_915_650
+    assert round(ensemble["gflops"], 2) == 1890.47
+    erm = find_method("erm")
+    weights = method_cost(info, info.configure(), resolved, 2)["macs"]
+    assert weights["gflops"] == method_cost(erm, erm.configure(), resolved, 2)["macs"]["gflops"]
+    assert weights["params"] == 37_915_650
