@@ -1,7 +1,7 @@
 """The shared backbone, its blocks and heads."""
 
 from dgbench.nets.backbone import Backbone, Features, Tap
-from dgbench.nets.blocks import point_conv
+from dgbench.nets.blocks import ResBlock, point_conv
 from dgbench.nets.heads import DistanceHead, InPlaneMean, ProjectionHead, SliceHead
 from dgbench.nets.upsample import upsample_linear, upsample_nearest
 
@@ -11,6 +11,7 @@ __all__ = [
     "Features",
     "InPlaneMean",
     "ProjectionHead",
+    "ResBlock",
     "SliceHead",
     "Tap",
     "point_conv",

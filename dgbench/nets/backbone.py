@@ -66,7 +66,8 @@ class Backbone(nn.Module):
         if upsample not in UPSAMPLE:
             raise DgbenchError(f"backbone: unknown upsample {upsample!r}{suggest(upsample, UPSAMPLE)}")
         self.ndim, self.in_channels, self.out_channels, self.width = ndim, in_channels, out_channels, width
-        self._upsample = UPSAMPLE[upsample]
+        self.upsample = UPSAMPLE[upsample]
+        """Doubles every side of (B, C, *spatial)."""
         w, w2, w4, w8 = width, 2 * width, 4 * width, 8 * width
         self.channels: Mapping[str, int] = dict(zip(self.TAPS, (w, w, w2, w4, w8, w8, w2, w, w), strict=True))
         """Channels of the tensor at each tap."""
@@ -100,9 +101,9 @@ class Backbone(nn.Module):
         skip2 = tap("layer1", self.layer1(self.down1(skip1)))
         skip3 = tap("layer2", self.layer2(self.down2(skip2)))
         encoder = tap("layer4", self.layer4(tap("layer3", self.layer3(self.down3(skip3)))))
-        up3 = tap("up3", self.up3(self._upsample(self.fusion(encoder)) + skip3))
-        up2 = tap("up2", self.up2(self._upsample(up3) + skip2))
-        decoder = tap("up1", self.up1(self._upsample(up2) + skip1))
+        up3 = tap("up3", self.up3(self.upsample(self.fusion(encoder)) + skip3))
+        up2 = tap("up2", self.up2(self.upsample(up3) + skip2))
+        decoder = tap("up1", self.up1(self.upsample(up2) + skip1))
         features = Features(encoder, decoder)
         if self.listener is not None:
             self.listener(features)

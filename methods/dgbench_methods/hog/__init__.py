@@ -1,4 +1,4 @@
-"""HOG (Bhattarai et al., Medical Image Analysis 2023): segmentation beside the regression of histograms of oriented gradients of the input."""
+"""HOG (Bhattarai et al., Medical Image Analysis 2023): segmentation beside the regression of gradient histograms of the input."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal

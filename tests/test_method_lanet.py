@@ -1,0 +1,115 @@
+"""LA-Net (reconstruction): edges, gates that close to the plain backbone, the second task's gradient, and the cost of the thin branch."""
+
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from dgbench.evaluation.run_cost import method_cost
+from dgbench.method import Batch, Setup
+from dgbench.nets import Backbone
+from dgbench.ops.losses import segmentation_loss
+from dgbench.protocol import Task, Window, load_protocol
+from dgbench.registry import find_method
+from dgbench.training.step import TrainingContext
+from dgbench_methods.lanet.method import LANet
+
+SIZES = ("full", "lite")
+
+
+def build(ndim: int = 3, **overrides: object) -> LANet:
+    torch.manual_seed(0)
+    config = find_method("lanet").configure({key: str(value) for key, value in overrides.items()})
+    task = Task(ndim=ndim, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=-100, high=240))
+    return LANet(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, ndim=ndim, **k)))  # type: ignore[arg-type]
+
+
+def ball(radius: int, side: int = 16) -> Tensor:
+    grid = torch.stack(torch.meshgrid(*[torch.arange(side) - side // 2] * 3, indexing="ij"))
+    return (grid.square().sum(0) <= radius**2).float()[None, None]
+
+
+def batch() -> Batch:
+    image = torch.rand(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    return Batch(image, torch.cat([ball(4), ball(5)]), torch.tensor([0, 1]))
+
+
+def test_edge_of_a_cube_has_98_voxels_and_of_nothing_none() -> None:
+    cube = torch.zeros(1, 1, 9, 9, 9)
+    cube[..., 2:7, 2:7, 2:7] = 1
+    method = build()
+    assert method.edge_of(cube).sum() == 98
+    assert not method.edge_of(torch.zeros_like(cube)).any()
+    band = build(edge="band").edge_of(cube)
+    assert band.sum() == 98 + 6 * 25
+    assert (band >= method.edge_of(cube)).all()
+
+
+def test_edge_of_a_ball_is_the_ball_less_its_erosion() -> None:
+    mask = ball(5)
+    eroded = torch.from_numpy(ndimage.binary_erosion(mask[0, 0].numpy()))[None, None]
+    assert torch.equal(build().edge_of(mask), mask - eroded.float())
+
+
+def close_gates(method: LANet) -> None:
+    gates = (
+        [gate.attend for gate in method.branch.gates.values()] if method.config.size == "full" else [method.branch.gate]
+    )
+    for gate in gates:
+        torch.nn.init.constant_(gate.bias, -200.0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_closed_gates_leave_the_plain_backbone_and_open_ones_do_not(size: str) -> None:
+    method, image = build(size=size).eval(), batch().image
+    with torch.no_grad():
+        plain = method.backbone(image)
+        assert not torch.allclose(method.logits(image), plain, atol=1e-3)
+        close_gates(method)
+        assert torch.allclose(method.logits(image), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_edge_loss_reaches_the_encoder_and_not_with_weight_zero(size: str) -> None:
+    data, gradients = batch(), {}
+    for weight in (0.0, 1.0):
+        method = build(size=size, edge_weight=weight).eval()
+        losses = method.training_step(data, TrainingContext())
+        assert torch.allclose(losses["loss"], losses["seg"] + weight * losses["edge"])
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        gradients[weight] = method.backbone.stem.weight.grad  # type: ignore[union-attr]
+        assert bool(method.branch.head.weight.grad.any()) is (weight > 0)
+        assert all(p.grad is not None for p in method.parameters())
+    assert not torch.allclose(gradients[0.0], gradients[1.0])  # type: ignore[arg-type]
+    alone = build(size=size).eval()
+    segmentation_loss(alone(data.image)[1], alone.edge_of(data.label)).backward()  # type: ignore[no-untyped-call]
+    assert bool(alone.backbone.stem.weight.grad.any())  # type: ignore[union-attr, operator]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_prediction_changes_nothing_and_leaves_no_hook(size: str) -> None:
+    method, image = build(size=size).eval(), batch().image
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    with torch.no_grad():
+        first = method.predict(image)
+        assert torch.equal(first, torch.sigmoid(method(image)[0]))
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert not method.backbone.fusion._forward_hooks
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_two_dimensions(size: str) -> None:
+    method, image = build(ndim=2, size=size), torch.rand(2, 1, 16, 16)
+    losses = method.training_step(Batch(image, (image > 0.5).float(), torch.tensor([0, 1])), TrainingContext())
+    assert torch.isfinite(losses["loss"])
+
+
+def test_lite_costs_what_table_vi_says_and_full_a_second_decoder() -> None:
+    info = find_method("lanet")
+    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
+    lite = method_cost(info, info.configure({"size": "lite"}), resolved, 2)["table-vi"]
+    assert lite["gflops"] == pytest.approx(958.14, abs=0.05)
+    assert round(lite["params"] / 1e7, 2) == 3.79
+    full = method_cost(info, info.configure(), resolved, 2)["table-vi"]
+    assert full["gflops"] > 945.23 + 266
+    assert full["params"] > 37_915_650 + 2 * 480_000
