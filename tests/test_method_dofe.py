@@ -1,0 +1,174 @@
+"""DoFE: prototypes, their mixture and update, the phases, and nothing learned at prediction."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgbench.evaluation.run_cost import method_cost
+from dgbench.method import Batch, Setup
+from dgbench.nets import Backbone
+from dgbench.ops.losses import segmentation_loss
+from dgbench.protocol import Task, Window, load_protocol
+from dgbench.registry import find_method
+from dgbench.training.step import AdamMaker, TrainingContext, run_step
+from dgbench_methods.dofe.method import DoFE, soft_domain_label
+
+
+def build(n_sources: int = 2, **overrides: object) -> DoFE:
+    torch.manual_seed(0)
+    config = find_method("dofe").configure({key: str(value) for key, value in overrides.items()})
+    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
+    return DoFE(config, Setup(task, "tumor-fine", True, n_sources, 20, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
+
+
+def batch(domains: tuple[int, ...] = (0, 1)) -> Batch:
+    image = torch.rand(len(domains), 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
+    return Batch(image, (image > 0.7).float(), torch.tensor(domains))
+
+
+def features() -> Tensor:
+    return torch.randn(2, 64, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_update_from_zero_follows_the_sheets_values() -> None:
+    method = build(lambda_mode="batch")
+    found = []
+    for _ in range(3):
+        method.update(torch.ones(1, 64), torch.tensor([1]), TrainingContext())
+        found.append(method.pool[1, 0].item())
+    assert found == pytest.approx([0.1, 0.19, 0.271])
+    assert not method.pool[0].any()
+
+
+def test_eight_images_one_by_one_remember_as_one_average_of_eight() -> None:
+    method = build()
+    method.pool.fill_(1.0)
+    for _ in range(8):
+        method.update(torch.zeros(1, 64), torch.tensor([0]), TrainingContext())
+    assert method.pool[0, 0].item() == pytest.approx(0.9)
+    together = build()
+    together.pool.fill_(1.0)
+    together.update(torch.zeros(8, 64), torch.zeros(8, dtype=torch.long), TrainingContext())
+    assert together.pool[0, 0].item() == pytest.approx(0.9)
+
+
+def test_closed_gate_or_empty_pool_leave_the_features() -> None:
+    method, h = build(), features()
+    assert torch.equal(method.enrich(h)[0], h)
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(method.enrich(h)[0], h)
+    torch.nn.init.zeros_(method.gate.weight)  # type: ignore[arg-type]
+    assert torch.equal(method.enrich(h)[0], h)
+
+
+def test_even_code_mixes_the_mean_of_the_prototypes() -> None:
+    method, h = build(), features()
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    torch.nn.init.zeros_(method.code[2].weight)  # type: ignore[arg-type]
+    torch.nn.init.zeros_(method.code[2].bias)  # type: ignore[arg-type]
+    gate = torch.tanh(method.gate(method.norm(h)))
+    expected = h + gate * method.pool.mean(0).view(1, 64, 1, 1, 1)
+    assert torch.allclose(method.enrich(h)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_sources", [2, 3, 4])
+def test_soft_domain_label_sums_to_one_with_at_least_08_at_the_center(n_sources: int) -> None:
+    domain = torch.arange(400) % n_sources
+    rows = soft_domain_label(domain, n_sources, torch.Generator().manual_seed(0))
+    assert torch.allclose(rows.sum(1), torch.ones(400))
+    true = rows.gather(1, domain[:, None])
+    assert true.min() >= 0.8
+    assert true.max() <= 1
+    assert 0.88 < true.mean() < 0.92
+    assert (rows >= 0).all()
+    if n_sources == 3:
+        assert rows[domain == 0][:, 1].std() > 0.01
+
+
+def steps(method: DoFE, count: int) -> list[dict[str, Tensor]]:
+    optimizers = list(method.configure_optimizers(AdamMaker(1e-3, 0.0)))
+    logs = []
+    for step in range(count):
+        ctx = TrainingContext(total_steps=20, step=step, optimizers=optimizers)
+        logs.append(run_step(method, batch(), ctx)[2])
+    return logs
+
+
+def test_phases_pretrain_look_and_train() -> None:
+    method = build(prototypes=0.1)
+    logs = steps(method, 7)
+    assert not method.pool.any()
+    assert all(set(log) == {"loss"} for log in logs)
+    frozen = [p.clone() for p in method.parameters()]
+    optimizers = list(method.configure_optimizers(AdamMaker(1e-3, 0.0)))
+    means = []
+    for step in (7, 8):
+        method.eval()
+        with torch.no_grad():
+            means.append(method.run(batch().image)[2])
+        log = run_step(method, batch(), TrainingContext(total_steps=20, step=step, optimizers=optimizers))[2]
+        assert log == {}
+    assert all(torch.equal(a, b) for a, b in zip(frozen, method.parameters(), strict=True))
+    assert torch.allclose(method.pool, torch.stack(means).mean(0), atol=1e-6)
+    before = method.pool.clone()
+    log = run_step(method, batch(), TrainingContext(total_steps=20, step=9, optimizers=optimizers))[2]
+    assert set(log) == {"loss", "seg", "code"}
+    assert not torch.equal(method.pool, before)
+
+
+def test_frozen_pool_stays() -> None:
+    method = build(pool_update="frozen", prototypes=0.1)
+    steps(method, 9)
+    before = method.pool.clone()
+    assert before.any()
+    ctx = TrainingContext(phase="train")
+    method.training_step(batch(), ctx)
+    assert torch.equal(method.pool, before)
+
+
+def test_one_center_leaves_the_other_prototypes_to_the_bit() -> None:
+    method = build()
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    before = method.pool.clone()
+    method.training_step(batch((1, 1)), TrainingContext(phase="train"))
+    assert torch.equal(method.pool[0], before[0])
+    assert not torch.equal(method.pool[1], before[1])
+
+
+def test_code_learns_from_its_own_loss_and_the_pool_gets_no_gradient() -> None:
+    method = build(code_weight=1.0)
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    losses = method.training_step(batch(), TrainingContext(phase="train"))
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    assert torch.allclose(losses["loss"], losses["seg"] + losses["code"])
+    assert all(
+        p.grad is not None and bool(p.grad.any()) for p in [*method.code.parameters(), *method.gate.parameters()]
+    )
+    assert not method.pool.requires_grad
+
+
+def test_pretraining_is_the_plain_backbone() -> None:
+    method, data = build().eval(), batch()
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    loss = method.training_step(data, TrainingContext(phase="pretrain"))["loss"]
+    assert torch.equal(loss, segmentation_loss(method.backbone(data.image), data.label))
+
+
+def test_prediction_uses_the_pool_and_changes_nothing() -> None:
+    method, image = build().eval(), batch().image
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    with torch.no_grad():
+        assert not torch.allclose(method.predict(image), torch.sigmoid(method.backbone(image)), atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_cost_is_said_as_it_is() -> None:
+    info = find_method("dofe")
+    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
+    plain = method_cost(info, info.configure(), resolved, 2)["table-vi"]
+    assert plain["gflops"] == pytest.approx(945.2347 + 0.4782 + 0.0075, abs=1e-3)
+    assert plain["params"] == 37_915_650 + 2 * (65_536 + 512 + 514)
+    reduced = method_cost(info, info.configure({"reduce": "true"}), resolved, 2)["table-vi"]
+    assert reduced["gflops"] == pytest.approx(945.2347 + 0.7172 + 0.0075, abs=1e-3)
+    assert round(reduced["params"] / 1e7, 2) == 3.81
