@@ -111,9 +111,10 @@ def test_phases_pretrain_look_and_train() -> None:
     assert all(torch.equal(a, b) for a, b in zip(frozen, method.parameters(), strict=True))
     assert torch.allclose(method.pool, torch.stack(means).mean(0), atol=1e-6)
     before = method.pool.clone()
-    log = run_step(method, batch(), TrainingContext(total_steps=20, step=9, optimizers=optimizers))[2]
-    assert set(log) == {"loss", "seg", "code"}
-    assert not torch.equal(method.pool, before)
+    for step in (9, 10):  # after the first one the features, and so the prototypes, are others
+        log = run_step(method, batch(), TrainingContext(total_steps=20, step=step, optimizers=optimizers))[2]
+        assert set(log) == {"loss", "seg", "code"}
+    assert not torch.allclose(method.pool, before, atol=1e-4)
 
 
 def test_frozen_pool_stays() -> None:
