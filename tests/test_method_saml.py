@@ -309,6 +309,19 @@ def test_training_costs_one_and_a_half_times_erm() -> None:
         assert products(method, Recorder(method)) / plain == pytest.approx(factor, rel=0.02)
 
 
+def test_embedding_network_is_two_linear_layers_each_with_a_leaky_relu_of_slope_a_fifth() -> None:
+    method = build(hidden=6, embedding=4)
+    first, second = method.embedder[0], method.embedder[2]
+    assert [tuple(p.shape) for p in method.embedder.parameters()] == [(6, 16), (6,), (4, 6), (4,)]
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    expected = x
+    for layer in (first, second):
+        expected = expected @ layer.weight.T + layer.bias  # type: ignore[operator, union-attr]
+        expected = torch.where(expected > 0, expected, 0.2 * expected)
+    assert (expected < 0).any()
+    assert torch.allclose(method.embedder(x), expected, atol=1e-6)
+
+
 def test_both_optimisers_of_the_backbone_step_from_gradients_at_the_same_weights() -> None:
     """The update is the sum of two: by the meta-train gradient, by the meta-test gradient times the factor of its rate."""
     data = batch()
