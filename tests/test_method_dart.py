@@ -145,12 +145,16 @@ def test_prediction_before_and_after_deploying_is_that_of_the_mean() -> None:
     assert not any(name.startswith("others") for name in method.state_dict())
 
 
-def test_average_is_not_kept_over_a_step() -> None:
+def test_prediction_follows_the_weights_after_a_step_and_after_loading() -> None:
     method, image = build(), batch().image
     steps(method, 1)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
     first = method.eval().predict(image)
     steps(method.train(), 1)
-    assert not torch.equal(method.eval().predict(image), first)
+    second = method.eval().predict(image)
+    assert not torch.equal(second, first)
+    method.load_state_dict(before)
+    assert torch.equal(method.predict(image), first)
 
 
 def test_ensemble_of_equal_branches_is_one_of_them() -> None:

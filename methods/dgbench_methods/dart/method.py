@@ -37,7 +37,6 @@ class DART(Method[DARTConfig]):
         self.mixtures = mixtures(kind, setup.n_sources)
         self.others = nn.ModuleList(deepcopy(self.backbone) for _ in self.mixtures[1:])
         self.interval = max(1, round(config.interval * setup.total_steps))
-        self._average: dict[str, Tensor] | None = None
 
     @property
     def branches(self) -> list[Backbone]:
@@ -78,7 +77,6 @@ class DART(Method[DARTConfig]):
 
     def on_step_end(self, ctx: StepContext) -> None:
         """Unite the branches after every interval, unless they are to stay different."""
-        self._average = None
         if self.config.deploy == "weights" and (ctx.step + 1) % self.interval == 0:
             unite(self.branches)
 
@@ -93,13 +91,10 @@ class DART(Method[DARTConfig]):
             return torch.stack([torch.sigmoid(branch(image)) for branch in branches]).mean(0)
         if len(branches) == 1:
             return torch.sigmoid(self.backbone(image))
-        if self._average is None:
-            self._average = mean_state(branches)
-        return torch.sigmoid(functional_call(self.backbone, self._average, (image,)))
+        return torch.sigmoid(functional_call(self.backbone, mean_state(branches), (image,)))
 
     def deploy(self) -> None:
         """One network with the mean weights (``weights``), or all (``ensemble``)."""
         if self.config.deploy == "weights":
             self.backbone.load_state_dict(mean_state(self.branches))
             self.others = nn.ModuleList()
-            self._average = None
