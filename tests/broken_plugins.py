@@ -72,6 +72,16 @@ class Diverging(Method[MethodConfig]):
         return {"loss": losses["loss"], "extra": losses["loss"].detach() / 0}
 
 
+class WidePrecision(Method[MethodConfig]):
+    """Mixes float32 and the run's precision in an operation that takes one dtype."""
+
+    info = entry("WidePrecision")
+
+    def logits(self, image: Tensor) -> Tensor:
+        answer: Tensor = self.backbone(image, lambda stage, x: torch.lerp(x.float(), x, 0.5) if stage == "up1" else x)
+        return answer
+
+
 class Detached(Method[MethodConfig]):
     """Learns a head on features that no gradient reaches."""
 

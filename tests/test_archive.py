@@ -1,6 +1,7 @@
 """Records of runs: what is kept, what a leaderboard makes of them, and nothing of the machine."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
 
 from dgbench.cli import call
+from dgbench.errors import DgbenchError
 from dgbench.store.archive import archive, with_shared
-from dgbench.store.folder import RunFolder, iter_runs
+from dgbench.store.folder import iter_runs, write_status
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,17 @@ def test_mistakes_are_one_line(runs: Path, sound: Mini, tmp_path: Path, capsys: 
     assert "no finished run of protocol" in mistake(capsys, words)
     (run,) = [run for run in iter_runs(runs) if run.spec.method.name == "erm"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(Exception, match="file"):
-        archive(RunFolder(run.root, run.path, run.spec), tmp_path / "file")
+    with pytest.raises(DgbenchError, match="file"):
+        archive(run, tmp_path / "file")
+
+
+def test_unfinished_run_becomes_no_record(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs")
+    (run,) = [run for run in iter_runs(tmp_path / "runs") if run.spec.method.name == "erm"]
+    write_status(run.evaluation, "running")
+    with pytest.raises(DgbenchError, match="evaluation is running — only finished runs"):
+        archive(run, tmp_path / "records")
+    assert not list(tmp_path.glob("records/**/*.json"))
 
 
 def test_committed_table_is_made_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from training_fixtures import Mini, outcome, quiet
 from dgbench.data import guard
 from dgbench.data.case import Case
 from dgbench.data.fingerprint import content_hash
-from dgbench.data.preparation import PreparedCase, open_prepared, prepare_case
+from dgbench.data.preparation import PreparedCase, prepare_case
 from dgbench.data.reading import read_case, read_label
 from dgbench.errors import HeldOutAccessError
 from dgbench.launch.execute import evaluation_identity
@@ -166,7 +166,6 @@ BREAK_INS: dict[str, Callable[[Mini, Path], object]] = {
     "read_label": lambda mini, scratch: read_label(heldout_case(mini), protocol_of(mini).task, (1, 2)),
     "hash": lambda mini, scratch: content_hash(heldout_case(mini).image, mini.cache),
     "prepare": lambda mini, scratch: prepare_case(heldout_case(mini), protocol_of(mini), mini.cache),
-    "open prepared": lambda mini, scratch: open_prepared(heldout_case(mini), protocol_of(mini), mini.cache),
     "other center's files": lambda mini, scratch: prepare_case(
         Case(HELDOUT, "x", mini.data / "ALPHA/imagesTr/case_00.nii.gz", mini.data / "ALPHA/labelsTr/case_00.nii.gz"),
         protocol_of(mini),

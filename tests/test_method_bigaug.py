@@ -5,31 +5,24 @@ from typing import Any
 
 import pytest
 import torch
+from method_fixtures import assert_predicts_as_the_backbone, make, paper_cost
 from torch import Tensor
 
 from dgbench.errors import DgbenchError
-from dgbench.evaluation.cost import count_cost
 from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.bigaug import INFO, TRANSFORMS, BigAugConfig
 from dgbench_methods.bigaug.method import BigAug
 
-TASK = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
 SHAPE = (16, 24, 24)
 INTENSITY, SPATIAL = TRANSFORMS[:6], TRANSFORMS[6:]
 
 
-def build(task: Task = TASK, width: int = 8, **defaults: Any) -> BigAug:
-    torch.manual_seed(0)
-
-    def backbone(**k: Any) -> Backbone:
-        return Backbone(width=width, ndim=task.ndim, in_channels=task.in_channels, **k)
-
-    return BigAug(BigAugConfig(**defaults), Setup(task, "tumor-fine", True, 2, 10, backbone))
+def build(setup: Setup | None = None, **defaults: Any) -> BigAug:
+    return make(BigAug, setup, **defaults)
 
 
 def batch(cases: int = 2, channels: int = 1, shape: tuple[int, ...] = SHAPE) -> Batch:
@@ -249,9 +242,9 @@ def test_mixed_precision_does_not_reach_the_augmentation() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_two_and_three_dimensions_and_several_channels(ndim: int, channels: int) -> None:
-    task = Task(ndim=ndim, in_channels=channels, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=0, high=1))  # type: ignore[arg-type]
+    setup = small_setup(ndim=ndim, in_channels=channels)
     data = batch(2, channels, SHAPE[-ndim:])
-    method = build(task, p=1.0)
+    method = build(setup, p=1.0)
     out = method.augment(data, TrainingContext())
     assert out.image.shape == data.image.shape
     assert out.label.shape == data.label.shape
@@ -273,9 +266,7 @@ def test_loss_is_that_of_the_changed_case_and_prediction_that_of_the_backbone() 
     assert not torch.equal(changed.image, data.image)
     expected = segmentation_loss(method.backbone(changed.image), changed.label)
     assert torch.equal(method.training_step(data, ctx)["loss"], expected)
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    assert torch.equal(method.predict(data.image), torch.sigmoid(method.backbone(data.image)))
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert_predicts_as_the_backbone(method, data.image)
 
 
 def test_gradient_reaches_every_weight() -> None:
@@ -285,15 +276,7 @@ def test_gradient_reaches_every_weight() -> None:
 
 
 def test_cost_is_that_of_erm() -> None:
-    with torch.device("meta"):
-        method = build(width=32)
-    shapes = ((1, 1, 64, 224, 224), (1, 1, 32, 128, 128))
-    costs = [count_cost(method, shape, convention="table-vi") for shape in shapes]
-    assert sum(cost.gflops for cost in costs) == pytest.approx(945.2347, abs=6e-5)
-    assert sum(cost.params for cost in costs) == 37_915_650
-    method.deploy()
-    deployed = [count_cost(method, shape, convention="macs", call=lambda m, x: m.predict(x)) for shape in shapes]
-    assert sum(cost.gflops for cost in deployed) == pytest.approx(940.761416, abs=1e-6)
+    assert paper_cost("bigaug") == paper_cost("erm")
 
 
 @pytest.mark.parametrize(

@@ -2,27 +2,17 @@
 
 import pytest
 import torch
+from method_fixtures import cases, make
 
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
+from dgbench.method import Batch
 from dgbench.ops.erasing import box_mask
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window
-from dgbench.registry import find_method
 from dgbench.training.step import TrainingContext
 from dgbench_methods.cutout.method import Cutout
 
 
 def build(**overrides: object) -> Cutout:
-    torch.manual_seed(0)
-    config = find_method("cutout").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
-    return Cutout(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
-
-
-def batch(cases: int = 2) -> Batch:
-    image = torch.rand(cases, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.arange(cases))
+    return make(Cutout, **overrides)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +42,7 @@ def test_boxes_join() -> None:
 
 @pytest.mark.parametrize("fill", ["mean", "min"])
 def test_the_erased_voxels_hold_the_fill_and_all_else_stays(fill: str) -> None:
-    data = batch()
+    data = cases()
     out = build(edge=0.5, fill=fill).augment(data, TrainingContext(seed=3))
     assert torch.equal(out.label, data.label)
     for before, after in zip(data.image, out.image, strict=True):
@@ -63,14 +53,14 @@ def test_the_erased_voxels_hold_the_fill_and_all_else_stays(fill: str) -> None:
 
 
 def test_minimum_of_a_windowed_crop_is_exactly_zero() -> None:
-    data = batch()
+    data = cases()
     data.image[:, :, 0, 0, 0] = 0
     out = build(edge=0.5, fill="min").augment(data, TrainingContext(seed=3))
     assert (out.image[out.image != data.image] == 0).all()
 
 
 def test_each_case_and_step_has_its_own_box() -> None:
-    data = batch(1)
+    data = cases(tuple(range(1)))
     twice = Batch(data.image.repeat(2, 1, 1, 1, 1), data.label.repeat(2, 1, 1, 1, 1), torch.tensor([0, 1]))
     method = build()
     out = method.augment(twice, TrainingContext(seed=3)).image
@@ -80,7 +70,7 @@ def test_each_case_and_step_has_its_own_box() -> None:
 
 
 def test_loss_is_that_of_the_erased_image_and_prediction_that_of_the_backbone() -> None:
-    method, data, ctx = build().eval(), batch(), TrainingContext(seed=3)
+    method, data, ctx = build().eval(), cases(), TrainingContext(seed=3)
     erased = method.augment(data, ctx)
     assert torch.equal(
         method.training_step(data, ctx)["loss"], segmentation_loss(method.backbone(erased.image), data.label)

@@ -3,32 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from method_fixtures import assert_predicts_as_the_backbone, cases, make, paper_cost
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.dam import OPERATIONS
 from dgbench_methods.dam.method import DAM, Draw
 
 
-def build(ndim: int = 3, **overrides: object) -> DAM:
-    torch.manual_seed(0)
-    config = find_method("dam").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(ndim=ndim, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=-100, high=240))
-    return DAM(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, ndim=ndim, **k)))  # type: ignore[arg-type]
-
-
-def batch() -> Batch:
-    image = torch.rand(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.tensor([0, 1]))
+def build(**overrides: object) -> DAM:
+    return make(DAM, **overrides)
 
 
 def test_equal_views_and_heads_double_loss_and_gradient() -> None:
-    method, data = build(per_view=0).eval(), batch()
+    method, data = build(per_view=0).eval(), cases()
     method.strong_head.load_state_dict(method.backbone.head.state_dict())
     single = segmentation_loss(method.backbone(data.image), data.label)
     (expected,) = torch.autograd.grad(single, method.backbone.stem.weight)  # type: ignore[arg-type]
@@ -39,7 +28,7 @@ def test_equal_views_and_heads_double_loss_and_gradient() -> None:
 
 
 def test_each_head_learns_from_its_own_view_only() -> None:
-    method, data = build().eval(), batch()
+    method, data = build().eval(), cases()
     image, label = method.strong_view(data, TrainingContext())
     weak = segmentation_loss(method.logits(data.image), data.label)
     strong = segmentation_loss(method.strong_head(method.backbone.features(image).decoder), label)
@@ -57,18 +46,15 @@ def test_each_head_learns_from_its_own_view_only() -> None:
 def test_a_step_passes_the_trunk_twice() -> None:
     method, passes = build(), []
     method.backbone.listener = passes.append
-    method.training_step(batch(), TrainingContext())
+    method.training_step(cases(), TrainingContext())
     assert len(passes) == 2
 
 
-def test_without_the_second_head_the_prediction_is_the_same() -> None:
-    method, image = build().eval(), batch().image
+def test_prediction_is_that_of_the_first_head_alone() -> None:
+    method, image = build().eval(), cases().image
     with torch.no_grad():
-        before = method.predict(image)
-        assert torch.equal(torch.sigmoid(method(image)[0]), before)
-        method.deploy()
-        assert torch.equal(method.predict(image), before)
-    assert not any(name.startswith("strong_head") for name in method.state_dict())
+        assert torch.equal(torch.sigmoid(method(image)[0]), method.predict(image))
+    assert_predicts_as_the_backbone(method, image)
 
 
 def test_policy_draws_every_operation_alike_with_a_mean_probability_of_055() -> None:
@@ -85,7 +71,7 @@ def test_policy_draws_every_operation_alike_with_a_mean_probability_of_055() -> 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_operation_changes_the_image_stays_in_range_and_moves_the_label_only_with_it(operation: str) -> None:
-    method, data = build(), batch()
+    method, data = build(), cases()
     image, label = data.image[:1] * 0.8 + 0.1, data.label[0]
     for sign in (-1, 1):
         draw = Draw(operation, 1.0, sign, (1, 2))
@@ -99,7 +85,7 @@ def test_operation_changes_the_image_stays_in_range_and_moves_the_label_only_wit
 
 
 def test_translation_moves_image_and_label_by_a_quarter_of_the_side() -> None:
-    method, data = build(), batch()
+    method, data = build(), cases()
     image, label = method.apply_one(Draw("translate", 1.0, 1, (2, 1)), data.image[:1], data.label[0], torch.Generator())
     assert torch.allclose(image[0, ..., :12], data.image[0, ..., 4:], atol=1e-5)
     assert torch.equal(label[..., :12], data.label[0, ..., 4:])
@@ -107,19 +93,13 @@ def test_translation_moves_image_and_label_by_a_quarter_of_the_side() -> None:
 
 
 def test_two_dimensions() -> None:
-    method = build(ndim=2, per_view=5)
-    image = torch.rand(2, 1, 16, 16)
+    method = make(DAM, small_setup(ndim=2), per_view=5)
     for step in range(5):
-        losses = method.training_step(
-            Batch(image, (image > 0.5).float(), torch.tensor([0, 1])), TrainingContext(step=step)
-        )
+        losses = method.training_step(cases(sides=(16, 16)), TrainingContext(step=step))
         assert torch.isfinite(losses["loss"])
 
 
 def test_deployed_cost_is_that_of_erm() -> None:
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
-    costs = {
-        name: method_cost(find_method(name), find_method(name).configure(), resolved, 2) for name in ("dam", "erm")
-    }
-    assert costs["dam"]["macs"] == costs["erm"]["macs"]
-    assert costs["dam"]["table-vi"]["gflops"] == pytest.approx(945.354, abs=1e-3)
+    cost = paper_cost("dam")
+    assert cost["macs"] == paper_cost("erm")["macs"]
+    assert cost["table-vi"]["gflops"] == pytest.approx(945.354, abs=1e-3)

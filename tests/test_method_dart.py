@@ -4,36 +4,26 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from method_fixtures import ERM_PARAMS, cases, make, paper_cost
 from torch import nn
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
 from dgbench.ops.averaging import unite
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import AdamMaker, TrainingContext
 from dgbench_methods.dart.method import DART, mixtures
+from dgbench_methods.erm.method import BalancedERM
 
 
 def build(n_sources: int = 2, **overrides: object) -> DART:
-    torch.manual_seed(0)
-    config = find_method("dart").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
-    return DART(config, Setup(task, "tumor-fine", True, n_sources, 20, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
-
-
-def batch(n: int = 2) -> Batch:
-    image = torch.rand(n, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.arange(n))
+    return make(DART, small_setup(n_sources, total_steps=20), **overrides)
 
 
 def steps(method: DART, count: int) -> TrainingContext:
     ctx = TrainingContext(total_steps=20, optimizers=list(method.configure_optimizers(AdamMaker(1e-3, 0.0))))
     for step in range(count):
         ctx.step = step
-        method.train_step(batch(method.setup.n_sources), ctx)
+        method.train_step(cases(tuple(range(method.setup.n_sources))), ctx)
         method.on_step_end(ctx)
     return ctx
 
@@ -100,7 +90,7 @@ def test_ensemble_never_unites() -> None:
 
 
 def test_branch_weighs_the_losses_of_its_centers() -> None:
-    method, data = build().eval(), batch()
+    method, data = build().eval(), cases()
     alone = [segmentation_loss(method.backbone(data.image[i : i + 1]), data.label[i : i + 1]) for i in range(2)]
     loss = method.branch_loss(method.backbone, [2 / 3, 1 / 3], data)
     assert torch.allclose(loss, 2 / 3 * alone[0] + 1 / 3 * alone[1])
@@ -112,11 +102,7 @@ def test_branch_weighs_the_losses_of_its_centers() -> None:
 def test_one_branch_is_erm_on_balanced_draws_to_the_bit() -> None:
     method = build(n_sources=1)
     method.mixtures, method.others = [[1.0]], nn.ModuleList()
-    torch.manual_seed(0)
-    info = find_method("erm_balanced")
-    from dgbench.registry import load_class
-
-    plain = load_class(info)(info.configure(), method.setup)
+    plain = make(BalancedERM, method.setup)
     plain.load_state_dict({f"backbone.{name}": value for name, value in method.backbone.state_dict().items()})
     contexts = [
         TrainingContext(total_steps=20, optimizers=list(one.configure_optimizers(AdamMaker(1e-3, 0.0))))
@@ -126,13 +112,13 @@ def test_one_branch_is_erm_on_balanced_draws_to_the_bit() -> None:
         for one, ctx in zip((method, plain), contexts, strict=True):
             ctx.step = step
             torch.manual_seed(step)
-            one.train_step(batch(), ctx)
+            one.train_step(cases(), ctx)
             one.on_step_end(ctx)
     assert same(method.backbone, plain.backbone)
 
 
 def test_prediction_before_and_after_deploying_is_that_of_the_mean() -> None:
-    method, image = build(), batch().image
+    method, image = build(), cases().image
     steps(method, 1)
     method.eval()
     with torch.no_grad():
@@ -146,7 +132,7 @@ def test_prediction_before_and_after_deploying_is_that_of_the_mean() -> None:
 
 
 def test_prediction_follows_the_weights_after_a_step_and_after_loading() -> None:
-    method, image = build(), batch().image
+    method, image = build(), cases().image
     steps(method, 1)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     first = method.eval().predict(image)
@@ -158,7 +144,7 @@ def test_prediction_follows_the_weights_after_a_step_and_after_loading() -> None
 
 
 def test_ensemble_of_equal_branches_is_one_of_them() -> None:
-    method, image = build(deploy="ensemble").eval(), batch().image
+    method, image = build(deploy="ensemble").eval(), cases().image
     with torch.no_grad():
         assert torch.allclose(method.predict(image), torch.sigmoid(method.backbone(image)), atol=1e-7)
         method.deploy()
@@ -172,12 +158,7 @@ def test_three_centers_have_four_branches() -> None:
 
 
 def test_cost_of_the_ensemble_is_that_of_table_vi_and_weights_cost_one_network() -> None:
-    info = find_method("dart")
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
-    ensemble = method_cost(info, info.configure({"deploy": "ensemble"}), resolved, 2)["table-vi"]
-    assert ensemble["params"] == 2 * 37_915_650
+    ensemble = paper_cost("dart", deploy="ensemble")["table-vi"]
+    assert ensemble["params"] == 2 * ERM_PARAMS
     assert round(ensemble["gflops"], 2) == 1890.47
-    erm = find_method("erm")
-    weights = method_cost(info, info.configure(), resolved, 2)["macs"]
-    assert weights["gflops"] == method_cost(erm, erm.configure(), resolved, 2)["macs"]["gflops"]
-    assert weights["params"] == 37_915_650
+    assert paper_cost("dart")["macs"] == paper_cost("erm")["macs"]

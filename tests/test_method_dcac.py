@@ -2,30 +2,16 @@
 
 import pytest
 import torch
+from method_fixtures import ERM_GFLOPS, assert_prediction_changes_nothing, cases, make, paper_cost
 from torch import nn
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.dcac.method import DCAC
 
 
 def build(n_sources: int = 2, ndim: int = 3, width: int = 8, out_channels: int = 1, **overrides: object) -> DCAC:
-    torch.manual_seed(0)
-    config = find_method("dcac").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(
-        ndim=ndim, out_channels=out_channels, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=-100, high=240)
-    )
-    options = {"width": width, "ndim": ndim, "out_channels": out_channels}
-    return DCAC(config, Setup(task, "tumor-fine", True, n_sources, 10, lambda **k: Backbone(**options, **k)))  # type: ignore[arg-type]
-
-
-def batch() -> Batch:
-    image = torch.rand(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.tensor([0, 1]))
+    return make(DCAC, small_setup(n_sources, ndim, width, out_channels=out_channels), **overrides)
 
 
 def silence(*layers: nn.Module) -> None:
@@ -39,7 +25,7 @@ def test_silent_controllers_answer_the_last_bias_everywhere() -> None:
     silence(method.domain_controller, method.content_controller)
     with torch.no_grad():
         method.content_controller.bias[-2:] = torch.tensor([0.3, -1.2])
-        logits, _ = method.run(batch().image)
+        logits, _ = method.run(cases().image)
     assert torch.allclose(logits[:, 0], torch.full_like(logits[:, 0], 0.3))
     assert torch.allclose(logits[:, 1], torch.full_like(logits[:, 1], -1.2))
 
@@ -63,7 +49,7 @@ def test_sign_of_the_domain_branch_matters() -> None:
     for combine in ("subtract", "add"):
         method = build(combine=combine).eval()
         with torch.no_grad():
-            heads[combine] = method.run(batch().image)[0]
+            heads[combine] = method.run(cases().image)[0]
     assert not torch.allclose(heads["subtract"], heads["add"], atol=1e-4)
 
 
@@ -94,7 +80,7 @@ def test_parameters_added_to_the_backbone(overrides: dict[str, str], added: int)
 
 def test_predictors_loss_reaches_nothing_but_the_predictor_and_the_content_does_reach_the_encoder() -> None:
     method = build()
-    _, told = method.run(batch().image, batch().domain)
+    _, told = method.run(cases().image, cases().domain)
     told.square().sum().backward()  # type: ignore[no-untyped-call]
     moved = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
     assert moved == {"predictor"}
@@ -107,7 +93,7 @@ def test_predictors_loss_reaches_nothing_but_the_predictor_and_the_content_does_
 
 
 def test_training_uses_the_true_center_and_prediction_the_predicted_one() -> None:
-    method, image = build().eval(), batch().image
+    method, image = build().eval(), cases().image
     with torch.no_grad():
         true, told = method.run(image, torch.tensor([0, 1]))
         other, _ = method.run(image, torch.tensor([1, 0]))
@@ -124,7 +110,7 @@ def test_training_uses_the_true_center_and_prediction_the_predicted_one() -> Non
 
 def test_every_part_learns_in_one_step() -> None:
     method = build()
-    losses = method.training_step(batch(), TrainingContext())
+    losses = method.training_step(cases(), TrainingContext())
     assert torch.allclose(losses["loss"], losses["seg"] + losses["domain"])
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for p in method.parameters())
@@ -139,20 +125,13 @@ def test_probability_is_that_of_the_softmax() -> None:
 
 def test_prediction_changes_nothing_in_two_and_three_dimensions() -> None:
     for ndim in (2, 3):
-        method = build(ndim=ndim).eval()
-        image = torch.rand(2, 1, *(8, 16, 16)[-ndim:])
-        before = {name: value.clone() for name, value in method.state_dict().items()}
-        with torch.no_grad():
-            assert method.predict(image).shape == image.shape
-        assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+        image = cases(sides=(8, 16, 16)[-ndim:]).image
+        assert assert_prediction_changes_nothing(build(ndim=ndim).eval(), image).shape == image.shape
 
 
 def test_cost_is_said_as_it_is_and_without_the_norm_that_of_table_vi() -> None:
-    info = find_method("dcac")
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
     voxels = (64 * 224 * 224 + 32 * 128 * 128) / 1e9
-    whole = method_cost(info, info.configure(), resolved, 2)["table-vi"]
-    assert whole["gflops"] == pytest.approx(945.2347 + 220 * voxels, abs=1e-3)
-    thin = method_cost(info, info.configure({"head_norm": "false"}), resolved, 2)["table-vi"]
-    assert thin["gflops"] == pytest.approx(945.2347 + 200 * voxels, abs=1e-3)
+    assert paper_cost("dcac")["table-vi"]["gflops"] == pytest.approx(ERM_GFLOPS + 220 * voxels, abs=1e-3)
+    thin = paper_cost("dcac", head_norm="false")["table-vi"]
+    assert thin["gflops"] == pytest.approx(ERM_GFLOPS + 200 * voxels, abs=1e-3)
     assert round(thin["gflops"], 2) == 945.98

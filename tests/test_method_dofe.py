@@ -2,28 +2,17 @@
 
 import pytest
 import torch
+from method_fixtures import ERM_GFLOPS, ERM_PARAMS, assert_prediction_changes_nothing, cases, make, paper_cost
 from torch import Tensor
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import AdamMaker, TrainingContext, run_step
 from dgbench_methods.dofe.method import DoFE, soft_domain_label
 
 
 def build(n_sources: int = 2, **overrides: object) -> DoFE:
-    torch.manual_seed(0)
-    config = find_method("dofe").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
-    return DoFE(config, Setup(task, "tumor-fine", True, n_sources, 20, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
-
-
-def batch(domains: tuple[int, ...] = (0, 1)) -> Batch:
-    image = torch.rand(len(domains), 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.tensor(domains))
+    return make(DoFE, small_setup(n_sources, total_steps=20), **overrides)
 
 
 def features() -> Tensor:
@@ -90,7 +79,7 @@ def steps(method: DoFE, count: int) -> list[dict[str, Tensor]]:
     logs = []
     for step in range(count):
         ctx = TrainingContext(total_steps=20, step=step, optimizers=optimizers)
-        logs.append(run_step(method, batch(), ctx)[2])
+        logs.append(run_step(method, cases(), ctx)[2])
     return logs
 
 
@@ -105,14 +94,14 @@ def test_phases_pretrain_look_and_train() -> None:
     for step in (7, 8):
         method.eval()
         with torch.no_grad():
-            means.append(method.run(batch().image)[2])
-        log = run_step(method, batch(), TrainingContext(total_steps=20, step=step, optimizers=optimizers))[2]
+            means.append(method.run(cases().image)[2])
+        log = run_step(method, cases(), TrainingContext(total_steps=20, step=step, optimizers=optimizers))[2]
         assert log == {}
     assert all(torch.equal(a, b) for a, b in zip(frozen, method.parameters(), strict=True))
     assert torch.allclose(method.pool, torch.stack(means).mean(0), atol=1e-6)
     before = method.pool.clone()
     for step in (9, 10):  # after the first one the features, and so the prototypes, are others
-        log = run_step(method, batch(), TrainingContext(total_steps=20, step=step, optimizers=optimizers))[2]
+        log = run_step(method, cases(), TrainingContext(total_steps=20, step=step, optimizers=optimizers))[2]
         assert set(log) == {"loss", "seg", "code"}
     assert not torch.allclose(method.pool, before, atol=1e-4)
 
@@ -123,7 +112,7 @@ def test_frozen_pool_stays() -> None:
     before = method.pool.clone()
     assert before.any()
     ctx = TrainingContext(phase="train")
-    method.training_step(batch(), ctx)
+    method.training_step(cases(), ctx)
     assert torch.equal(method.pool, before)
 
 
@@ -131,7 +120,7 @@ def test_one_center_leaves_the_other_prototypes_to_the_bit() -> None:
     method = build()
     method.pool.normal_(generator=torch.Generator().manual_seed(0))
     before = method.pool.clone()
-    method.training_step(batch((1, 1)), TrainingContext(phase="train"))
+    method.training_step(cases((1, 1)), TrainingContext(phase="train"))
     assert torch.equal(method.pool[0], before[0])
     assert not torch.equal(method.pool[1], before[1])
 
@@ -139,7 +128,7 @@ def test_one_center_leaves_the_other_prototypes_to_the_bit() -> None:
 def test_code_learns_from_its_own_loss_and_the_pool_gets_no_gradient() -> None:
     method = build(code_weight=1.0)
     method.pool.normal_(generator=torch.Generator().manual_seed(0))
-    losses = method.training_step(batch(), TrainingContext(phase="train"))
+    losses = method.training_step(cases(), TrainingContext(phase="train"))
     losses["loss"].backward()  # type: ignore[no-untyped-call]
     assert torch.allclose(losses["loss"], losses["seg"] + losses["code"])
     assert all(
@@ -149,27 +138,24 @@ def test_code_learns_from_its_own_loss_and_the_pool_gets_no_gradient() -> None:
 
 
 def test_pretraining_is_the_plain_backbone() -> None:
-    method, data = build().eval(), batch()
+    method, data = build().eval(), cases()
     method.pool.normal_(generator=torch.Generator().manual_seed(0))
     loss = method.training_step(data, TrainingContext(phase="pretrain"))["loss"]
     assert torch.equal(loss, segmentation_loss(method.backbone(data.image), data.label))
 
 
 def test_prediction_uses_the_pool_and_changes_nothing() -> None:
-    method, image = build().eval(), batch().image
+    method, image = build().eval(), cases().image
     method.pool.normal_(generator=torch.Generator().manual_seed(0))
-    before = {name: value.clone() for name, value in method.state_dict().items()}
     with torch.no_grad():
-        assert not torch.allclose(method.predict(image), torch.sigmoid(method.backbone(image)), atol=1e-4)
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+        plain = torch.sigmoid(method.backbone(image))
+    assert not torch.allclose(assert_prediction_changes_nothing(method, image), plain, atol=1e-4)
 
 
 def test_cost_is_said_as_it_is() -> None:
-    info = find_method("dofe")
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
-    plain = method_cost(info, info.configure(), resolved, 2)["table-vi"]
-    assert plain["gflops"] == pytest.approx(945.2347 + 0.4782 + 0.0075, abs=1e-3)
-    assert plain["params"] == 37_915_650 + 2 * (65_536 + 512 + 514)
-    reduced = method_cost(info, info.configure({"reduce": "true"}), resolved, 2)["table-vi"]
-    assert reduced["gflops"] == pytest.approx(945.2347 + 0.7172 + 0.0075, abs=1e-3)
+    plain = paper_cost("dofe")["table-vi"]
+    assert plain["gflops"] == pytest.approx(ERM_GFLOPS + 0.4782 + 0.0075, abs=1e-3)
+    assert plain["params"] == ERM_PARAMS + 2 * (65_536 + 512 + 514)
+    reduced = paper_cost("dofe", reduce="true")["table-vi"]
+    assert reduced["gflops"] == pytest.approx(ERM_GFLOPS + 0.7172 + 0.0075, abs=1e-3)
     assert round(reduced["params"] / 1e7, 2) == 3.81

@@ -1,36 +1,22 @@
 """The control rows erm_balanced and erm_long: one case per center, three times the draws, and all else as erm."""
 
-from typing import Any
-
 import pytest
 import torch
+from method_fixtures import cases, make, paper_cost
 
 from dgbench.data.sampling import draw_cases
-from dgbench.evaluation.cost import count_cost
 from dgbench.info import MethodConfig
-from dgbench.method import Batch, Method, Setup
-from dgbench.nets import Backbone
-from dgbench.protocol import Task, Window, load_protocol
+from dgbench.method import Method
+from dgbench.protocol import load_protocol
 from dgbench.registry import find_method, load_class
 from dgbench.training.step import TrainingContext
 
-TASK = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
 CONTROLS = ("erm_balanced", "erm_long")
 
 
-def build(name: str, width: int = 8) -> Method[MethodConfig]:
-    torch.manual_seed(0)
-    info = find_method(name)
-
-    def backbone(**k: Any) -> Backbone:
-        return Backbone(width=width, **k)
-
-    return load_class(info)(info.configure(), Setup(TASK, "tumor-fine", True, 2, 10, backbone))
-
-
-def batch(cases: int) -> Batch:
-    image = torch.rand(cases, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.arange(cases))
+def build(name: str) -> Method[MethodConfig]:
+    cls: type[Method[MethodConfig]] = load_class(find_method(name))
+    return make(cls)
 
 
 def test_erm_itself_is_what_it_was() -> None:
@@ -46,8 +32,8 @@ def test_erm_itself_is_what_it_was() -> None:
 def test_weights_loss_and_prediction_are_those_of_erm(name: str) -> None:
     erm, control = build("erm"), build(name)
     assert all(torch.equal(value, control.state_dict()[key]) for key, value in erm.state_dict().items())
-    for cases in (1, 2, 3):
-        data = batch(cases)
+    for count in (1, 2, 3):
+        data = cases(tuple(range(count)))
         losses = [method.eval().training_step(data, TrainingContext())["loss"] for method in (erm, control)]
         assert torch.equal(*losses)
         assert torch.equal(erm.predict(data.image), control.predict(data.image))
@@ -90,8 +76,4 @@ def test_long_takes_three_times_the_steps_and_is_labelled() -> None:
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_cost_is_that_of_erm(name: str) -> None:
-    with torch.device("meta"):
-        method = build(name, width=32)
-    costs = [count_cost(method, shape, convention="table-vi") for shape in ((1, 1, 64, 224, 224), (1, 1, 32, 128, 128))]
-    assert sum(cost.gflops for cost in costs) == pytest.approx(945.2347, abs=6e-5)
-    assert sum(cost.params for cost in costs) == 37_915_650
+    assert paper_cost(name) == paper_cost("erm")

@@ -5,20 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from method_fixtures import assert_predicts_as_the_backbone, make, paper_cost
 from torch import Tensor
 
 from dgbench.errors import DgbenchError
-from dgbench.evaluation.cost import count_cost
 from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.erm_nnaug import INFO, NnAugConfig
 from dgbench_methods.erm_nnaug.method import NnAugERM, around_one, is_flat
 
-TASK = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
 SHAPE = (8, 16, 16)
 NEVER: dict[str, float] = dict.fromkeys(
     (
@@ -38,13 +36,8 @@ NEVER: dict[str, float] = dict.fromkeys(
 INTENSITY = ("noise", "blur", "brightness", "contrast", "low_resolution", "gamma_inverted", "gamma")
 
 
-def build(task: Task = TASK, width: int = 8, **defaults: Any) -> NnAugERM:
-    torch.manual_seed(0)
-
-    def backbone(**k: Any) -> Backbone:
-        return Backbone(width=width, ndim=task.ndim, in_channels=task.in_channels, **k)
-
-    return NnAugERM(NnAugConfig(**defaults), Setup(task, "tumor-fine", True, 2, 10, backbone))
+def build(setup: Setup | None = None, **defaults: Any) -> NnAugERM:
+    return make(NnAugERM, setup, **defaults)
 
 
 def only(name: str, **defaults: Any) -> NnAugERM:
@@ -166,8 +159,8 @@ def test_flat_crops_turn_in_the_plane_by_any_angle_and_others_by_thirty_degrees_
 
 @pytest.mark.parametrize(("shape", "limit"), [((64, 64), 180.0), ((32, 64), 15.0)])
 def test_slices_turn_by_any_angle_unless_they_are_oblong(shape: tuple[int, ...], limit: float) -> None:
-    task = Task(ndim=2, spacing=(1.0, 1.0), intensity=Window(low=0, high=1))
-    turns = angles(build(task, **{**NEVER, "rotation_p": 1.0}), shape)
+    setup = small_setup(ndim=2)
+    turns = angles(build(setup, **{**NEVER, "rotation_p": 1.0}), shape)
     degrees = torch.rad2deg(torch.atan2(turns[:, 1, 0], turns[:, 0, 0])).abs()
     assert 0.95 * limit < degrees.max() <= limit
 
@@ -208,11 +201,11 @@ def test_noise_reads_a_deviation_or_a_variance_in_units_of_the_case_or_of_the_ra
 
 
 def test_noise_is_the_same_in_every_channel_and_all_else_is_drawn_by_channel() -> None:
-    task = Task(in_channels=2, spacing=(1.5, 0.8, 0.8), intensity=Window(low=0, high=1))
+    setup = small_setup(in_channels=2)
     image = batch(1).image.repeat(1, 2, 1, 1, 1)
     data = Batch(image, batch(1).label, torch.tensor([0]))
     for name in INTENSITY:
-        method = build(task, **{**NEVER, f"{name}_p": 1.0, "channel_p": 1.0})
+        method = build(setup, **{**NEVER, f"{name}_p": 1.0, "channel_p": 1.0})
         out = method.augment(data, TrainingContext(seed=9)).image
         assert torch.equal(out[:, 0], out[:, 1]) is (name == "noise")
 
@@ -283,8 +276,8 @@ def test_mixed_precision_does_not_reach_the_augmentation() -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_two_and_three_dimensions_and_several_channels(ndim: int, channels: int) -> None:
-    task = Task(ndim=ndim, in_channels=channels, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=0, high=1))  # type: ignore[arg-type]
-    method = build(task, **dict.fromkeys(NEVER, 1.0))
+    setup = small_setup(ndim=ndim, in_channels=channels)
+    method = build(setup, **dict.fromkeys(NEVER, 1.0))
     losses = method.training_step(batch(2, channels, SHAPE[-ndim:]), TrainingContext())
     assert torch.isfinite(losses["loss"])
 
@@ -295,17 +288,11 @@ def test_loss_is_that_of_the_changed_case_and_prediction_that_of_the_backbone() 
     assert not torch.equal(changed.image, data.image)
     expected = segmentation_loss(method.backbone(changed.image), changed.label)
     assert torch.equal(method.training_step(data, ctx)["loss"], expected)
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    assert torch.equal(method.predict(data.image), torch.sigmoid(method.backbone(data.image)))
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    assert_predicts_as_the_backbone(method, data.image)
 
 
 def test_cost_is_that_of_erm() -> None:
-    with torch.device("meta"):
-        method = build(width=32)
-    costs = [count_cost(method, shape, convention="table-vi") for shape in ((1, 1, 64, 224, 224), (1, 1, 32, 128, 128))]
-    assert sum(cost.gflops for cost in costs) == pytest.approx(945.2347, abs=6e-5)
-    assert sum(cost.params for cost in costs) == 37_915_650
+    assert paper_cost("erm_nnaug") == paper_cost("erm")
 
 
 @pytest.mark.parametrize(("key", "text"), [("noise_reading", "sigma"), ("unit", "hu"), ("gamma_p", "2")])

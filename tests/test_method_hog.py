@@ -2,28 +2,22 @@
 
 import pytest
 import torch
+from method_fixtures import assert_predicts_as_the_backbone, cases, make, paper_cost
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
+from dgbench.method import Batch
 from dgbench.ops.hog import hog_map, hog_vector
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.hog.method import HOG
 
 
 def build(ndim: int = 3, **overrides: object) -> HOG:
-    torch.manual_seed(0)
-    config = find_method("hog").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(ndim=ndim, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=-100, high=240))
-    return HOG(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, ndim=ndim, **k)))  # type: ignore[arg-type]
+    return make(HOG, small_setup(ndim=ndim), **overrides)
 
 
 def batch(ndim: int = 3) -> Batch:
-    image = torch.rand(2, 1, *(16, 24, 32)[-ndim:], generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.tensor([0, 1]))
+    return cases(sides=(16, 24, 32)[-ndim:])
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -79,21 +73,12 @@ def test_literal_bug_regresses_zeros() -> None:
 
 
 def test_prediction_is_the_backbone_with_and_without_the_head() -> None:
-    method, image = build().eval(), batch().image
-    with torch.no_grad():
-        before = method.predict(image)
-        assert torch.equal(torch.sigmoid(method(image)[0]), before)
-        method.deploy()
-        assert torch.equal(method.predict(image), before)
-    assert not any(name.startswith("hog_head") for name in method.state_dict())
+    assert_predicts_as_the_backbone(build().eval(), batch().image)
 
 
 def test_deployed_cost_is_that_of_erm() -> None:
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
-    costs = {
-        name: method_cost(find_method(name), find_method(name).configure(), resolved, 2) for name in ("hog", "erm")
-    }
-    assert costs["hog"]["macs"] == costs["erm"]["macs"]
+    cost, erm = paper_cost("hog"), paper_cost("erm")
+    assert cost["macs"] == erm["macs"]
     weights = 27 * 256 * 64 + 64 * 36
     added = weights * (64 * 224 * 224 + 32 * 128 * 128) / 512 / 1e9
-    assert costs["hog"]["table-vi"]["gflops"] == pytest.approx(costs["erm"]["table-vi"]["gflops"] + added, abs=1e-6)
+    assert cost["table-vi"]["gflops"] == pytest.approx(erm["table-vi"]["gflops"] + added, abs=1e-6)

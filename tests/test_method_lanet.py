@@ -2,15 +2,13 @@
 
 import pytest
 import torch
+from method_fixtures import ERM_GFLOPS, ERM_PARAMS, assert_prediction_changes_nothing, cases, make, paper_cost
 from scipy import ndimage
 from torch import Tensor
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
+from dgbench.method import Batch
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.lanet.method import LANet
 
@@ -18,10 +16,7 @@ SIZES = ("full", "lite")
 
 
 def build(ndim: int = 3, **overrides: object) -> LANet:
-    torch.manual_seed(0)
-    config = find_method("lanet").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(ndim=ndim, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=-100, high=240))
-    return LANet(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, ndim=ndim, **k)))  # type: ignore[arg-type]
+    return make(LANet, small_setup(ndim=ndim), **overrides)
 
 
 def ball(radius: int, side: int = 16) -> Tensor:
@@ -87,29 +82,22 @@ def test_edge_loss_reaches_the_encoder_and_not_with_weight_zero(size: str) -> No
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_prediction_changes_nothing_and_leaves_no_hook(size: str) -> None:
+def test_prediction_is_the_segmentation_and_changes_nothing(size: str) -> None:
     method, image = build(size=size).eval(), batch().image
-    before = {name: value.clone() for name, value in method.state_dict().items()}
     with torch.no_grad():
-        first = method.predict(image)
-        assert torch.equal(first, torch.sigmoid(method(image)[0]))
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    assert not method.backbone.fusion._forward_hooks
+        assert torch.equal(assert_prediction_changes_nothing(method, image), torch.sigmoid(method(image)[0]))
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_two_dimensions(size: str) -> None:
-    method, image = build(ndim=2, size=size), torch.rand(2, 1, 16, 16)
-    losses = method.training_step(Batch(image, (image > 0.5).float(), torch.tensor([0, 1])), TrainingContext())
+    losses = build(ndim=2, size=size).training_step(cases(sides=(16, 16)), TrainingContext())
     assert torch.isfinite(losses["loss"])
 
 
 def test_lite_costs_what_table_vi_says_and_full_a_second_decoder() -> None:
-    info = find_method("lanet")
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
-    lite = method_cost(info, info.configure({"size": "lite"}), resolved, 2)["table-vi"]
+    lite = paper_cost("lanet", size="lite")["table-vi"]
     assert lite["gflops"] == pytest.approx(958.14, abs=0.05)
     assert round(lite["params"] / 1e7, 2) == 3.79
-    full = method_cost(info, info.configure(), resolved, 2)["table-vi"]
-    assert full["gflops"] > 945.23 + 266
-    assert full["params"] > 37_915_650 + 2 * 480_000
+    full = paper_cost("lanet")["table-vi"]
+    assert full["gflops"] > ERM_GFLOPS + 266
+    assert full["params"] > ERM_PARAMS + 2 * 480_000

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from method_fixtures import cases, make, sheet_x
 from torch import Tensor
 
-from dgbench.method import Batch, Setup
-from dgbench.nets import Backbone
+from dgbench.method import Batch
 from dgbench.ops.losses import segmentation_loss
 from dgbench.ops.style import channel_statistics, restyle
-from dgbench.protocol import Task, Window
-from dgbench.registry import find_method
+from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.mixstyle.method import MixStyle
 
@@ -19,18 +18,8 @@ STDS = [[0.3334381391, 0.3513899470, 0.2299027374], [0.1664956325, 0.2384599952,
 FIRST = [0.0521779789, 0.2129971172, 0.3562318014]
 
 
-def fixture() -> Tensor:
-    """X(2, 3, 4, 5, 6) of the method sheet, float64."""
-    b, c, d, h, w = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in (2, 3, 4, 5, 6)], indexing="ij")
-    wave = torch.sin(0.7 * (c + 1) + 0.3 * d + 0.2 * h + 0.11 * w + b)
-    return 0.5 * (b + 1) * wave + 0.1 * (b + 1) * (c + 1)
-
-
 def build(n_sources: int = 2, **overrides: object) -> MixStyle:
-    torch.manual_seed(0)
-    config = find_method("mixstyle").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
-    return MixStyle(config, Setup(task, "tumor-fine", True, n_sources, 10, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
+    return make(MixStyle, small_setup(n_sources), **overrides)
 
 
 def batch(domains: tuple[int, ...] = (0, 1)) -> Batch:
@@ -47,7 +36,7 @@ def mixed(x: Tensor, share: float, partner: list[int]) -> Tensor:
 
 
 def test_formula_gives_the_reference_values() -> None:
-    y = mixed(fixture(), 0.25, [1, 0])
+    y = mixed(sheet_x(), 0.25, [1, 0])
     assert torch.allclose(y.mean((2, 3, 4)), torch.tensor(MEANS, dtype=torch.float64), atol=1e-10)
     assert torch.allclose(y.flatten(2).std(2), torch.tensor(STDS, dtype=torch.float64), atol=1e-10)
     assert y[0, 0, 0, 0, :3].tolist() == pytest.approx(FIRST, abs=1e-10)
@@ -55,7 +44,7 @@ def test_formula_gives_the_reference_values() -> None:
 
 def test_statistics_are_detached() -> None:
     """Then the gradient of the sum is the ratio of the deviations, everywhere the same in a channel."""
-    x = fixture().requires_grad_()
+    x = sheet_x().requires_grad_()
     mean, std = (value.detach() for value in channel_statistics(x))
     share = torch.full((2,), 0.25, dtype=torch.float64)
     y = restyle(x, mean, std, mean[[1, 0]], std[[1, 0]], share, active=torch.ones(2, dtype=torch.bool))
@@ -72,7 +61,7 @@ def test_statistics_are_detached() -> None:
 
 
 def test_own_style_alone_is_the_identity() -> None:
-    x = fixture()
+    x = sheet_x()
     assert torch.allclose(mixed(x, 1.0, [1, 0]), x, atol=1e-6)
     assert torch.allclose(mixed(x[:1], 0.25, [0]), x[:1], atol=1e-6)
 
@@ -80,7 +69,7 @@ def test_own_style_alone_is_the_identity() -> None:
 def test_bank_gives_what_the_partner_in_the_batch_gives() -> None:
     """With sample 1's style alone in the bank, sample 0 becomes what it becomes beside sample 1."""
     method = build(mix="bank", p=1.0, bank_size=2)
-    x = fixture().float()[:, :1].repeat(1, 8, 1, 1, 1)
+    x = sheet_x().float()[:, :1].repeat(1, 8, 1, 1, 1)
     ctx = TrainingContext(seed=1)
     assert torch.equal(method.mix("layer0", x[1:], torch.tensor([1]), ctx), x[1:])
     method.stored += torch.tensor([0, 1])
@@ -92,7 +81,7 @@ def test_bank_gives_what_the_partner_in_the_batch_gives() -> None:
 
 def test_bank_replaces_the_oldest_style() -> None:
     method = build(mix="bank", bank_size=2)
-    x = fixture().float()[1:, :1].repeat(1, 8, 1, 1, 1)
+    x = sheet_x().float()[1:, :1].repeat(1, 8, 1, 1, 1)
     for scale in (1, 2, 3):
         method.mix("layer0", scale * x, torch.tensor([1]), TrainingContext())
         method.stored += torch.tensor([0, 1])
@@ -130,7 +119,7 @@ def test_random_partners_are_a_permutation_of_pooled_draws() -> None:
 
 
 def test_probability_is_that_of_a_layer_in_a_step() -> None:
-    method, x, domain = build(), fixture().float()[:, :1].repeat(1, 8, 1, 1, 1), torch.tensor([0, 1])
+    method, x, domain = build(), sheet_x().float()[:, :1].repeat(1, 8, 1, 1, 1), torch.tensor([0, 1])
     changed = [not torch.equal(method.mix("layer0", x, domain, TrainingContext(step=step)), x) for step in range(400)]
     assert 0.42 < sum(changed) / len(changed) < 0.58
 
@@ -158,10 +147,5 @@ def test_prediction_is_the_backbone_and_changes_nothing() -> None:
 
 
 def test_two_dimensions() -> None:
-    torch.manual_seed(0)
-    config = find_method("mixstyle").configure({"p": "1"})
-    task = Task(ndim=2, spacing=(1.0, 1.0), intensity=Window(low=0, high=1))
-    method = MixStyle(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, ndim=2, **k)))  # type: ignore[arg-type]
-    image = torch.rand(2, 1, 16, 16)
-    losses = method.training_step(Batch(image, (image > 0.5).float(), torch.tensor([0, 1])), TrainingContext())
+    losses = make(MixStyle, small_setup(ndim=2), p=1).training_step(cases(sides=(16, 16)), TrainingContext())
     assert torch.isfinite(losses["loss"])

@@ -4,21 +4,20 @@ from typing import Any
 
 import pytest
 import torch
+from method_fixtures import ERM_GFLOPS, ERM_PARAMS, assert_predicts_as_the_backbone, make, paper_cost
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgbench.data.sampling import check_sampling
 from dgbench.errors import DgbenchError
-from dgbench.evaluation.cost import count_cost
 from dgbench.method import Batch, Method, Setup
-from dgbench.nets import Backbone
 from dgbench.nets.upsample import upsample_linear
 from dgbench.ops.losses import segmentation_loss
 from dgbench.ops.shape import contour, isoperimetric_ratio, surroundings
 from dgbench.ops.triplet import semi_hard_triplet_loss
-from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
+from dgbench.testing import small_setup
 from dgbench.training.step import AdamMaker, TrainingContext
 from dgbench_methods.saml.method import Saml
 
@@ -36,20 +35,8 @@ class Recorder(TrainingContext):
             self.recorded.append([None if gradient is None else gradient.clone() for gradient in gradients])
 
 
-def setup(n_sources: int = 2, ndim: int = 3, width: int = 8, **task: Any) -> Setup:
-    spacing = (1.5, 0.8, 0.8)[-ndim:]
-
-    def backbone(**k: Any) -> Backbone:
-        return Backbone(width=width, ndim=ndim, in_channels=described.in_channels, **k)
-
-    described = Task(ndim=ndim, spacing=spacing, intensity=Window(low=-100, high=240), **task)
-    return Setup(described, "tumor-fine", True, n_sources, 10, backbone)
-
-
 def build(made: Setup | None = None, **overrides: object) -> Saml:
-    torch.manual_seed(0)
-    config = find_method("saml").configure({key: str(value) for key, value in overrides.items()})
-    return Saml(config, made or setup())  # type: ignore[arg-type]
+    return make(Saml, made, **overrides)
 
 
 def batch(domains: tuple[int, ...] = (0, 1), sides: tuple[int, ...] = (8, 16, 16), channels: int = 1) -> Batch:
@@ -126,7 +113,7 @@ def test_functional_and_in_place_fast_weights_agree(domains: tuple[int, ...], mo
     """A long fast step, strong losses of shape and a short clip, so that each of them is seen in the gradient; in float64, where rounding
     moves nothing over the kink of a ReLU."""
     strong = {"inner_lr": 0.05, "compact_weight": 20, "smooth_weight": 0.5, "clip": 0.5, "compact_mode": mode}
-    method, data = build(setup(len(domains)), **strong).eval().double(), batch(domains)
+    method, data = build(small_setup(len(domains)), **strong).eval().double(), batch(domains)
     data = Batch(data.image.double(), data.label.double(), data.domain)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     context = Recorder(method, seed=3)
@@ -173,7 +160,7 @@ def test_neutral_setting_has_the_losses_of_the_plain_backbone() -> None:
 @pytest.mark.parametrize(("n_sources", "release"), [(2, False), (3, False), (2, True), (3, True)])
 def test_split_swaps_at_random_and_leaves_one_center_to_meta_test(n_sources: int, release: bool) -> None:
     """The release's split of two centers puts the meta-test case in meta-train too."""
-    method = build(setup(n_sources), release_split=release)
+    method = build(small_setup(n_sources), release_split=release)
     domain = torch.tensor([2, 0, 1][-n_sources:])
     counts = dict.fromkeys(range(n_sources), 0)
     for step in range(300):
@@ -262,7 +249,7 @@ def test_smoothness_leaves_out_cases_without_contour_or_surroundings(spoil: str)
     domains = (0, 1, 2) if spoil == "one of three" else (0, 1)
     data = batch(domains)
     data.label[0] = 1.0 if spoil == "all foreground" else 0.0
-    method = build(setup(len(domains))).eval()
+    method = build(small_setup(len(domains))).eval()
     context = Recorder(method, seed=3)
     losses = method.train_step(data, context)
     left = spoil == "one of three"
@@ -285,7 +272,7 @@ def test_an_empty_prediction_has_no_compactness() -> None:
 def test_cases_that_pass_the_network_in_a_step(n_sources: int) -> None:
     """Meta-train at the weights, then every case at the fast ones; without smoothness only meta-test there."""
     for weight, passes in ((0.005, 2 * n_sources - 1), (0, n_sources)):
-        method = build(setup(n_sources), smooth_weight=weight)
+        method = build(small_setup(n_sources), smooth_weight=weight)
         seen: list[int] = []
         method.backbone.stem.register_forward_hook(lambda m, i, out, seen=seen: seen.append(len(out)))
         method.train_step(batch(tuple(range(n_sources))), Recorder(method))
@@ -294,7 +281,7 @@ def test_cases_that_pass_the_network_in_a_step(n_sources: int) -> None:
 
 def test_training_costs_one_and_a_half_times_erm() -> None:
     """Products of a whole step, backward included, two cases each; without smoothness as many as erm."""
-    made, data = setup(ndim=2), batch(sides=(32, 32))
+    made, data = small_setup(ndim=2), batch(sides=(32, 32))
 
     def products(method: Method[Any], context: TrainingContext) -> int:
         with FlopCounterMode(display=False) as counter:
@@ -366,7 +353,7 @@ def test_losses_are_float32_in_both_precisions(precision: str) -> None:
 
 
 def test_two_dimensions_and_two_channels() -> None:
-    method = build(setup(ndim=2, in_channels=2))
+    method = build(small_setup(ndim=2, in_channels=2))
     losses = method.train_step(batch(sides=(16, 24), channels=2), Recorder(method))
     assert all(loss.isfinite() for loss in losses.values())
     assert losses["smooth"] > 0
@@ -374,32 +361,17 @@ def test_two_dimensions_and_two_channels() -> None:
 
 def test_several_structures_are_an_error() -> None:
     with pytest.raises(DgbenchError, match="one structure"):
-        build(setup(out_channels=2))
+        build(small_setup(out_channels=2))
 
 
 def test_prediction_is_the_backbone_before_and_after_deployment_and_changes_nothing() -> None:
-    method, data = build().eval(), batch()
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    assert any(name.startswith("embedder") for name in before)
-    with torch.no_grad():
-        expected = torch.sigmoid(method.backbone(data.image))
-        assert torch.equal(method.predict(data.image), expected)
-        assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-        method.deploy()
-        assert torch.equal(method.predict(data.image), expected)
-    assert all(name.startswith("backbone") for name in method.state_dict())
+    assert_predicts_as_the_backbone(build().eval(), batch().image)
 
 
 def test_cost_is_that_of_erm() -> None:
     """Table VI: 945.23 and 3.79e7. The embedding network, 1,960 weights for each stage, has no part in the deployed number."""
-    with torch.device("meta"):
-        method = build(setup(width=32))
-    shapes = ((1, 1, 64, 224, 224), (1, 1, 32, 128, 128))
-    costs = [count_cost(method, shape, convention="table-vi") for shape in shapes]
-    assert sum(cost.gflops for cost in costs) == pytest.approx(945.2347, abs=6e-5)
-    assert sum(cost.params for cost in costs) == 37_915_650 + 2 * 1_960
-    assert f"{sum(cost.params for cost in costs):.2e}" == "3.79e+07"
-    method.deploy()
-    deployed = [count_cost(method, shape, convention="table-vi") for shape in shapes]
-    assert sum(cost.gflops for cost in deployed) == sum(cost.gflops for cost in costs)
-    assert sum(cost.params for cost in deployed) == 37_915_650
+    cost, erm = paper_cost("saml"), paper_cost("erm")
+    assert cost["table-vi"]["gflops"] == erm["table-vi"]["gflops"] == pytest.approx(ERM_GFLOPS, abs=6e-5)
+    assert cost["table-vi"]["params"] == ERM_PARAMS + 2 * 1_960
+    assert f"{cost['table-vi']['params']:.2e}" == "3.79e+07"
+    assert cost["macs"] == erm["macs"]

@@ -4,55 +4,43 @@ import math
 
 import pytest
 import torch
+from method_fixtures import assert_prediction_changes_nothing, cases, make, paper_cost, sheet_x
 from torch import Tensor
 
-from dgbench.evaluation.run_cost import method_cost
-from dgbench.method import Batch, Setup
+from dgbench.errors import DgbenchError
+from dgbench.method import Batch
 from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window, load_protocol
-from dgbench.registry import find_method
 from dgbench.training.step import TrainingContext
 from dgbench_methods.snr.method import SNR, Restitution, restitution_loss, restore, voxel_entropy
 
 
-def fixture() -> Tensor:
-    """X(2, 3, 4, 5, 6) of the method sheet."""
-    b, c, d, h, w = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in (2, 3, 4, 5, 6)], indexing="ij")
-    wave = torch.sin(0.7 * (c + 1) + 0.3 * d + 0.2 * h + 0.11 * w + b)
-    return (0.5 * (b + 1) * wave + 0.1 * (b + 1) * (c + 1)).float()
-
-
 def build(**overrides: object) -> SNR:
-    torch.manual_seed(0)
-    config = find_method("snr").configure({key: str(value) for key, value in overrides.items()})
-    task = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))
-    return SNR(config, Setup(task, "tumor-fine", True, 2, 10, lambda **k: Backbone(width=8, **k)))  # type: ignore[arg-type]
-
-
-def batch() -> Batch:
-    image = torch.rand(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(1))
-    return Batch(image, (image > 0.7).float(), torch.tensor([0, 1]))
+    return make(SNR, **overrides)
 
 
 def parts() -> tuple[Tensor, Tensor]:
-    normalised, residual, _ = Restitution(3, 3, 16)(fixture())
-    return normalised.detach(), residual.detach()
+    """X of the sheet and its instance normalisation, float32."""
+    x = sheet_x().float()
+    normalised, _ = Restitution(3, 3, 16)(x)
+    return x, normalised.detach()
 
 
 def test_full_gate_is_the_identity_and_closed_gate_the_normalisation() -> None:
-    normalised, residual = parts()
+    x, normalised = parts()
     one, nothing = torch.ones(2, 3, 1, 1, 1), torch.zeros(2, 3, 1, 1, 1)
-    assert torch.allclose(restore(normalised, residual, one)[0], fixture(), atol=1e-6)
-    assert torch.equal(restore(normalised, residual, nothing)[0], normalised)
+    for kept, other in zip(restore(x, normalised, one), (x, normalised), strict=True):
+        assert torch.equal(kept, other)
+    for kept, other in zip(restore(x, normalised, nothing), (normalised, x), strict=True):
+        assert torch.equal(kept, other)
     assert normalised.mean((2, 3, 4)).abs().max() < 1e-6
     assert torch.allclose(normalised.var((2, 3, 4), correction=0), torch.ones(2, 3), atol=3e-3)
 
 
 def test_both_versions_share_the_residual_for_any_gate() -> None:
-    normalised, residual = parts()
-    plus, minus = restore(normalised, residual, torch.rand(2, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0)))
-    assert torch.allclose(plus + minus, fixture() + normalised, atol=1e-5)
+    x, normalised = parts()
+    plus, minus = restore(x, normalised, torch.rand(2, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(plus + minus, x + normalised, atol=1e-5)
 
 
 def test_quarter_gate_gives_the_sheets_means() -> None:
@@ -83,15 +71,37 @@ def test_parameters_of_a_module(channels: int, parameters: int) -> None:
 
 
 def test_cost_is_that_of_table_vi() -> None:
-    info = find_method("snr")
-    resolved = load_protocol("pancreas-tumor").resolve("paper", {})
-    assert method_cost(info, info.configure(), resolved, 2)["table-vi"]["gflops"] == pytest.approx(946.019, abs=5e-4)
-    silent = method_cost(info, info.configure({"restitution": "false"}), resolved, 2)["table-vi"]
+    assert paper_cost("snr")["table-vi"]["gflops"] == pytest.approx(946.019, abs=5e-4)
+    silent = paper_cost("snr", restitution="false")["table-vi"]
     assert silent["params"] == 37_922_398
     assert silent["gflops"] == pytest.approx(946.019, abs=5e-4)
-    for points, gflops in ((1, 945.832), (2, 945.982)):
-        config = info.configure({"points": str(points)})
-        assert method_cost(info, config, resolved, 2)["table-vi"]["gflops"] == pytest.approx(gflops, abs=6e-4)
+    for points, gflops in (("1", 945.832), ("2", 945.982), ("4", 946.029)):
+        assert paper_cost("snr", points=points)["table-vi"]["gflops"] == pytest.approx(gflops, abs=6e-4)
+
+
+def test_a_fourth_module_has_no_place_before_a_strided_convolution() -> None:
+    with pytest.raises(DgbenchError, match="site=normalised has three points"):
+        build(site="normalised", points=4)
+
+
+def test_entropies_do_not_compare_magnitudes() -> None:
+    """A head answers for features a hundred times as large as for the features, but for the epsilon of its norm."""
+    method, x = build().eval(), 3 * torch.randn(2, 8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    entropies = [voxel_entropy(method.heads[0](scale * x)) for scale in (1, 100)]
+    assert torch.allclose(*entropies, atol=1e-4)
+    assert entropies[0].min() > 0.1
+
+
+def test_auxiliary_head_learns_the_share_of_tumor_in_a_cell() -> None:
+    """One labelled voxel counts wherever it lies in its cell."""
+    losses = []
+    for corner in (0, 3):
+        method, data = build().eval(), cases()
+        label = torch.zeros_like(data.label)
+        label[:, :, corner, corner, corner] = 1
+        step = method.training_step(Batch(data.image, label, data.domain), TrainingContext())
+        losses.append(step["auxiliary"])
+    assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("site", ["output", "normalised"])
@@ -100,7 +110,7 @@ def test_gates_learn_from_the_ranking_and_the_backbone_from_both(site: str) -> N
     gradients = {}
     for weight in (0.0, 1.0):
         method = build(site=site, reduction=2, restitution_weight=weight, auxiliary_weight=0)
-        method.training_step(batch(), TrainingContext())["loss"].backward()  # type: ignore[no-untyped-call]
+        method.training_step(cases(), TrainingContext())["loss"].backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is not None for p in method.backbone.parameters())
         gradients[weight] = [float(p.grad.abs().sum()) for p in method.heads.parameters() if p.grad is not None]
         assert all(p.grad is not None and bool(p.grad.any()) for p in method.points.parameters() if p.ndim > 1)
@@ -114,7 +124,7 @@ def test_module_stands_in_the_forward_pass_and_not_elsewhere() -> None:
         method = build(site=site).eval()
         plain_backbone = Backbone(width=8).eval()
         plain_backbone.load_state_dict(method.backbone.state_dict())
-        image = batch().image
+        image = cases().image
         for bias, same in ((50.0, True), (-50.0, False)):
             for point in method.points:
                 torch.nn.init.constant_(point.excite.bias, bias)  # type: ignore[union-attr, arg-type]
@@ -124,19 +134,17 @@ def test_module_stands_in_the_forward_pass_and_not_elsewhere() -> None:
 
 
 def test_without_restitution_the_loss_is_the_segmentations() -> None:
-    method, data = build(restitution="false").eval(), batch()
+    method, data = build(restitution="false").eval(), cases()
     losses = method.training_step(data, TrainingContext())
-    assert set(losses) == {"loss"}
+    assert set(losses) == {"loss", "gate 0", "gate 1", "gate 2"}
+    assert all(0 < losses[f"gate {index}"] < 1 for index in range(3))
     assert torch.equal(losses["loss"], segmentation_loss(method.logits(data.image), data.label))
     assert not list(method.heads.parameters())
 
 
 def test_prediction_is_unchanged_by_deploying_and_changes_nothing() -> None:
-    method, image = build().eval(), batch().image
-    with torch.no_grad():
-        before = method.predict(image)
-        method.deploy()
-        state = {name: value.clone() for name, value in method.state_dict().items()}
-        assert torch.equal(method.predict(image), before)
-    assert all(torch.equal(value, state[name]) for name, value in method.state_dict().items())
-    assert not [name for name in state if name.startswith("heads")]
+    method, image = build().eval(), cases().image
+    before = assert_prediction_changes_nothing(method, image)
+    method.deploy()
+    assert torch.equal(assert_prediction_changes_nothing(method, image), before)
+    assert not [name for name in method.state_dict() if name.startswith("heads")]

@@ -206,7 +206,18 @@ def test_shapes_and_taps(ndim: int, upsample: str) -> None:
 
     features = net.features(x, tap)
     assert tuple(seen) == net.TAPS == tuple(net.channels)
-    strides = {"stem": 1, "layer0": 1, "layer1": 2, "layer2": 4, "layer3": 8, "layer4": 8, "up3": 4, "up2": 2, "up1": 1}
+    strides = {
+        "stem": 1,
+        "layer0": 1,
+        "layer1": 2,
+        "layer2": 4,
+        "layer3": 8,
+        "layer4": 8,
+        "fusion": 8,
+        "up3": 4,
+        "up2": 2,
+        "up1": 1,
+    }
     for name, feature in seen.items():
         assert feature.shape == (2, net.channels[name], *(side // strides[name] for side in grid))
     assert features.encoder is seen["layer4"]

@@ -2,35 +2,28 @@
 
 import pytest
 import torch
-from torch import Tensor
+from method_fixtures import sheet_u
 
 from dgbench.ops.contrast import gamma_curve, scale_contrast
 
 
-def fixture() -> Tensor:
-    """U of the method sheet: (1, 1, 8, 10, 12), float64, in [0, 1]."""
-    d, h, w = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in (8, 10, 12)], indexing="ij")
-    x = 0.5 * torch.sin(0.7 + 0.3 * d + 0.2 * h + 0.11 * w)
-    return ((x - x.min()) / (x.max() - x.min()))[None, None]
-
-
 @pytest.mark.parametrize(("gamma", "mean"), [(2.0, 0.328744), (0.5, 0.615054)])
 def test_gamma_has_the_reference_means_and_keeps_the_range_exactly(gamma: float, mean: float) -> None:
-    y = gamma_curve(fixture(), gamma)
+    y = gamma_curve(sheet_u(), gamma)
     assert y.mean().item() == pytest.approx(mean, abs=1e-6)
     assert y.min() == 0
     assert y.max() == 1
 
 
 def test_gamma_of_one_is_the_identity_in_each_form() -> None:
-    x = 3 * fixture() - 7
+    x = 3 * sheet_u() - 7
     for invert in (False, True):
         for retain in (False, True):
             assert torch.allclose(gamma_curve(x, 1.0, invert=invert, retain_statistics=retain), x, atol=1e-12)
 
 
 def test_gamma_follows_the_range_of_each_sample_and_channel() -> None:
-    u = fixture()
+    u = sheet_u()
     x = torch.cat([torch.cat([u, 5 * u - 2], dim=1), torch.cat([-u, 0.1 * u], dim=1)])
     y = gamma_curve(x, 2.5)
     for sample in range(2):
@@ -41,14 +34,14 @@ def test_gamma_follows_the_range_of_each_sample_and_channel() -> None:
 
 
 def test_inverted_gamma_is_the_curve_of_the_negative() -> None:
-    x = fixture()
+    x = sheet_u()
     assert torch.allclose(gamma_curve(x, 2.0, invert=True), 1 - (1 - x) ** 2)
     assert gamma_curve(x, 2.0).mean() < x.mean() < gamma_curve(x, 2.0, invert=True).mean()
 
 
 @pytest.mark.parametrize("invert", [False, True])
 def test_retained_statistics_are_those_of_before(invert: bool) -> None:
-    x = 2 * fixture() - 3
+    x = 2 * sheet_u() - 3
     y = gamma_curve(x, 1.4, invert=invert, retain_statistics=True)
     assert y.mean().item() == pytest.approx(x.mean().item(), abs=1e-12)
     assert y.std().item() == pytest.approx(x.std().item(), abs=1e-12)
@@ -64,7 +57,7 @@ def test_constant_channel_stays_finite_and_as_it_is() -> None:
 
 
 def test_contrast_is_about_the_mean_and_stays_in_range() -> None:
-    x = fixture()
+    x = sheet_u()
     assert torch.allclose(scale_contrast(x, 1.0), x)
     low = scale_contrast(x, 0.75)
     assert low.mean().item() == pytest.approx(x.mean().item())

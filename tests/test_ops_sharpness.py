@@ -3,32 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from method_fixtures import sheet_u
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
 from dgbench.ops.sharpness import filter_axis, gaussian_blur, gaussian_weights, low_resolution, sharpen
 
 
-def fixture() -> Tensor:
-    """U of the method sheet: (1, 1, 8, 10, 12), float64, in [0, 1]."""
-    d, h, w = torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in (8, 10, 12)], indexing="ij")
-    x = 0.5 * torch.sin(0.7 + 0.3 * d + 0.2 * h + 0.11 * w)
-    return ((x - x.min()) / (x.max() - x.min()))[None, None]
-
-
 def test_fixture_is_the_one_of_the_sheet() -> None:
-    assert fixture().mean().item() == pytest.approx(0.4654515, abs=5e-8)
-    assert fixture().std(correction=0).item() == pytest.approx(0.3348113, abs=5e-8)
+    assert sheet_u().mean().item() == pytest.approx(0.4654515, abs=5e-8)
+    assert sheet_u().std(correction=0).item() == pytest.approx(0.3348113, abs=5e-8)
 
 
 def test_blur_has_the_reference_values() -> None:
-    blurred = gaussian_blur(fixture(), 0.75)
+    blurred = gaussian_blur(sheet_u(), 0.75)
     assert blurred.mean().item() == pytest.approx(0.465451, abs=1e-6)
     assert blurred.std(correction=0).item() == pytest.approx(0.320615, abs=1e-6)
 
 
 def test_sharpening_has_the_reference_values() -> None:
-    sharp = sharpen(fixture(), 0.75, 0.5, 20.0)
+    sharp = sharpen(sheet_u(), 0.75, 0.5, 20.0)
     assert sharp.mean().item() == pytest.approx(0.465451, abs=1e-6)
     assert sharp.std(correction=0).item() == pytest.approx(0.428324, abs=1e-6)
     assert sharp[0, 0, 0, 0, :3].tolist() == pytest.approx([0.616889, 0.711492, 0.797251], abs=1e-6)
@@ -48,20 +41,20 @@ def test_blur_equals_scipys_also_where_the_filter_is_longer_than_the_image(
 
 
 def test_one_sigma_for_each_axis() -> None:
-    x = fixture()
+    x = sheet_u()
     expected = gaussian_filter(x[0, 0].numpy(), (0.0, 1.5, 0.5), mode="reflect")
     np.testing.assert_allclose(gaussian_blur(x, (0.0, 1.5, 0.5))[0, 0].numpy(), expected, atol=1e-12)
 
 
 def test_nothing_to_blur_and_nothing_to_sharpen_is_the_identity() -> None:
-    x = fixture()
+    x = sheet_u()
     assert torch.equal(gaussian_blur(x, 0), x)
     assert torch.equal(sharpen(x, 0, 1.0, 0), x)
     assert torch.equal(sharpen(x, 0.75, 0.5, 0), gaussian_blur(x, 0.75))
 
 
 def test_blur_has_a_gradient_that_sums_to_one_per_voxel() -> None:
-    x = fixture().requires_grad_()
+    x = sheet_u().requires_grad_()
     (grad,) = torch.autograd.grad(gaussian_blur(x, 1.0).sum(), x)
     assert grad.sum().item() == pytest.approx(x.numel())
 
@@ -82,7 +75,7 @@ def test_filter_keeps_what_lies_inside() -> None:
 @pytest.mark.parametrize("sigma", [-1.0, (1.0, 2.0)])
 def test_sigma_that_does_not_fit_is_an_error(sigma: float | tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="sigma"):
-        gaussian_blur(fixture(), sigma)
+        gaussian_blur(sheet_u(), sigma)
 
 
 def test_low_resolution_keeps_linear_ramps_inside_and_removes_detail() -> None:

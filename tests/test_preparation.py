@@ -142,12 +142,9 @@ def test_two_dimensional_task(tmp_path: Path, cache: Path) -> None:
 
 
 def test_second_call_opens_what_the_first_left(case: Case, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DgbenchError, match="case A/1: not prepared for protocol small"):
-        preparation.open_prepared(case, protocol(), cache)
     first = preparation.prepare_case(case, protocol(), cache)
     monkeypatch.setattr(preparation, "read_case", lambda *_: pytest.fail("read again"))
     assert preparation.prepare_case(case, protocol(), cache) == first
-    assert preparation.open_prepared(case, protocol(), cache) == first
     assert pickle.loads(pickle.dumps(first)) == first
 
 
@@ -222,7 +219,7 @@ def test_damaged_cache_is_named(case: Case, cache: Path, name: str, content: byt
     folder = preparation.prepare_case(case, protocol(), cache).folder
     (folder / name).write_bytes(content)
     with pytest.raises(DgbenchError, match=rf"case A/1: its prepared folder .* is damaged .*{name}.* — delete it"):
-        _ = (prepared := preparation.open_prepared(case, protocol(), cache)).image, prepared.label
+        _ = (prepared := preparation.prepare_case(case, protocol(), cache)).image, prepared.label
 
 
 def test_image_of_another_case_in_the_cache_is_noticed(case: Case, cache: Path) -> None:
@@ -246,10 +243,9 @@ def test_guard_covers_prepared_cases(tmp_path: Path, cache: Path) -> None:
     center = Center("A", tmp_path / "A", (allowed, heldout), {})
     prepared = preparation.prepare_cases(center.cases, protocol(), cache)
     with guard.guarding([allowed.id], [center]):
-        assert preparation.open_prepared(allowed, protocol(), cache).image.size
+        assert preparation.prepare_case(allowed, protocol(), cache).image.size
         attempts = [
             lambda: preparation.prepare_case(heldout, protocol(), cache),
-            lambda: preparation.open_prepared(heldout, protocol(), cache),
             lambda: prepared[heldout.id].image,
             lambda: prepared[heldout.id].label_box((0, 0, 0), (1, 1, 1)),
             lambda: preparation.native_label(heldout, protocol()),

@@ -21,6 +21,10 @@ BROKEN = {
     "NumpyNoise": (checks.leaves_global_generators, "step 0: the global generator of numpy"),
     "PythonNoise": (checks.leaves_global_generators, "step 0: the global generator of random"),
     "Diverging": (checks.finite_losses, "step 0: extra is inf"),
+    "WidePrecision": (
+        checks.mixed_precision,
+        "RuntimeError: expected dtype float for `end` but got dtype c10::BFloat16",
+    ),
     "Detached": (checks.gradients_reach_the_backbone, "weights of the backbone never move: stem.weight"),
     "Logits": (checks.output_shape, "probabilities are expected"),
     "Cropped": (checks.output_shape, "predict gives (1, 1, 15, 16, 16) for (1, 1, 16, 16, 16)"),

@@ -1,4 +1,4 @@
-"""``dgbench methods new`` and ``dgbench methods check``: writing a plugin and checking that it keeps the contract."""
+"""Plugins on disk, for ``dgbench methods new`` and ``dgbench methods check``: writing one, and finding one by its path."""
 
 import sys
 from importlib import import_module

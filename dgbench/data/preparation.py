@@ -120,15 +120,6 @@ def prepare_cases(
     return prepared
 
 
-def open_prepared(case: Case, protocol: Protocol, cache: Path) -> PreparedCase:
-    """The prepared form of ``case``. Raises DgbenchError when it was not prepared for this protocol; HeldOutAccessError by a guard."""
-    guard.check(case)
-    folder = _folder(case, protocol, cache)
-    if not folder.is_dir():
-        raise DgbenchError(f"case {case.id}: not prepared for protocol {protocol.name} in {cache} — prepare it first")
-    return _open(case, folder)
-
-
 def native_label(case: Case, protocol: Protocol) -> tuple[NDArray[np.uint8], Grid]:
     """The reference label map as the center drew it, uint8 on the native grid (LPS order): what predictions are measured against."""
     return read_label(case, protocol.task, tuple(protocol.labels.values()))

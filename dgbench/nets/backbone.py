@@ -41,6 +41,7 @@ class Backbone(nn.Module):
         "layer2",
         "layer3",
         "layer4",
+        "fusion",
         "up3",
         "up2",
         "up1",
@@ -69,7 +70,7 @@ class Backbone(nn.Module):
         self.upsample = UPSAMPLE[upsample]
         """Doubles every side of (B, C, *spatial)."""
         w, w2, w4, w8 = width, 2 * width, 4 * width, 8 * width
-        self.channels: Mapping[str, int] = dict(zip(self.TAPS, (w, w, w2, w4, w8, w8, w2, w, w), strict=True))
+        self.channels: Mapping[str, int] = dict(zip(self.TAPS, (w, w, w2, w4, w8, w8, w4, w2, w, w), strict=True))
         """Channels of the tensor at each tap."""
         self.listener: Callable[[Features], None] | None = None
         """Told what :meth:`features` returns; for looking at a trained network, not for training it."""
@@ -101,7 +102,7 @@ class Backbone(nn.Module):
         skip2 = tap("layer1", self.layer1(self.down1(skip1)))
         skip3 = tap("layer2", self.layer2(self.down2(skip2)))
         encoder = tap("layer4", self.layer4(tap("layer3", self.layer3(self.down3(skip3)))))
-        up3 = tap("up3", self.up3(self.upsample(self.fusion(encoder)) + skip3))
+        up3 = tap("up3", self.up3(self.upsample(tap("fusion", self.fusion(encoder))) + skip3))
         up2 = tap("up2", self.up2(self.upsample(up3) + skip2))
         decoder = tap("up1", self.up1(self.upsample(up2) + skip1))
         features = Features(encoder, decoder)

@@ -15,9 +15,9 @@ from dgbench.errors import DgbenchError
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.registry import find_method
 from dgbench.testing.checks import CHECKS, Check
-from dgbench.testing.rehearsal import Problem, Rehearsal
+from dgbench.testing.rehearsal import Problem, Rehearsal, small_setup
 
-__all__ = ["CHECKS", "MethodConformance", "Outcome", "Problem", "Rehearsal", "check_method"]
+__all__ = ["CHECKS", "MethodConformance", "Outcome", "Problem", "Rehearsal", "check_method", "small_setup"]
 
 
 @dataclass(frozen=True)

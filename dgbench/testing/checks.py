@@ -40,11 +40,26 @@ def builds(rehearsal: Rehearsal) -> None:
 
 def finite_losses(rehearsal: Rehearsal) -> None:
     """Every step gives finite scalar losses."""
-    for step, losses in enumerate(rehearsal.trained.losses):
+    _finite(rehearsal.trained.losses)
+
+
+def mixed_precision(rehearsal: Rehearsal) -> None:
+    """Training and prediction in bf16, in which the ranked presets compute, work and stay finite."""
+    state = rehearsal.advance(rehearsal.start(), precision="bf16")
+    _finite(state.losses)
+    state.method.deploy()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer = _predict(state.method.eval(), rehearsal.case(0, 0)[0][None])
+    if not answer.isfinite().all():
+        raise Problem("predict gives values in bf16 that are not finite")
+
+
+def _finite(steps: list[dict[str, float]]) -> None:
+    for step, losses in enumerate(steps):
         broken = [name for name, value in losses.items() if not np.isfinite(value)]
         if broken:
             raise Problem(f"step {step}: {', '.join(broken)} is {losses[broken[0]]}")
-    if not any(rehearsal.trained.losses):
+    if not any(steps):
         raise Problem("no step of any phase learns")
 
 
@@ -207,6 +222,7 @@ CHECKS: tuple[Check, ...] = (
     builds,
     leaves_global_generators,
     finite_losses,
+    mixed_precision,
     gradients_reach_the_backbone,
     output_shape,
     deterministic,

@@ -43,6 +43,20 @@ class State:
     losses: list[dict[str, float]]
 
 
+def small_setup(n_sources: int = 2, ndim: int = 3, width: int = 8, total_steps: int = STEPS, **task: Any) -> Setup:
+    """A fine tumor stage with a backbone of ``width``; ``task`` replaces settings of :class:`dgbench.protocol.Task`, such as channels."""
+    described = Task(ndim=ndim, spacing=(1.5, 0.8, 0.8)[-ndim:], intensity=Window(low=-100, high=240), **task)
+    options = {
+        "ndim": ndim,
+        "width": width,
+        "in_channels": described.in_channels,
+        "out_channels": described.out_channels,
+    }
+    return Setup(
+        described, "tumor-fine", True, n_sources, total_steps, lambda **changes: Backbone(**{**options, **changes})
+    )
+
+
 class Rehearsal:
     """A method on synthetic cases of a small task: ``n_sources`` centers of different brightness, a bright ball as the lesion, one case
     per center and step as in every protocol. Width 8, fp32, CPU, the harness's own steps, sampling and optimiser."""
@@ -55,12 +69,7 @@ class Rehearsal:
 
     def setup(self) -> Setup:
         """The stage that is rehearsed."""
-        options = {"ndim": self.ndim, "width": 8}
-        spacing = (1.5, 0.8, 0.8)[-self.ndim :]
-        task = Task(ndim=self.ndim, spacing=spacing, intensity=Window(low=-100, high=240))
-        return Setup(
-            task, "tumor-fine", True, self.n_sources, STEPS, lambda **changes: Backbone(**{**options, **changes})
-        )
+        return small_setup(self.n_sources, self.ndim)
 
     def start(self, seed: int = 0) -> State:
         """The method with fresh weights, and its optimisers."""
@@ -96,14 +105,15 @@ class Rehearsal:
         image = 0.2 + 0.1 * domain + 0.3 * ball + 0.05 * rng.standard_normal(sides)
         return torch.from_numpy(image[None].clip(0, 1)).float(), torch.from_numpy(ball[None]).float()
 
-    def advance(self, state: State, until: int = STEPS) -> State:
-        """Train on until ``until`` steps are done; a source validation is reported at half and at the end."""
+    def advance(self, state: State, until: int = STEPS, precision: str = "fp32") -> State:
+        """Train on until ``until`` steps are done, in ``precision`` (fp32 or bf16); validations are reported at half and at the end."""
         while state.step < until:
             step = state.step
-            seeded = derive_seed(0, "step", step)
-            context = TrainingContext(seed=1, step=step, total_steps=STEPS, optimizers=state.optimizers)
             batch = self.batch(state.method, step)
-            torch.manual_seed(seeded)
+            context = TrainingContext(
+                seed=1, step=step, total_steps=STEPS, optimizers=state.optimizers, precision=precision
+            )
+            torch.manual_seed(derive_seed(0, "step", step))
             with _globals_kept(f"step {step}"):
                 _, _, losses = run_step(state.method, batch, context)
             if losses and "loss" not in losses:

@@ -10,6 +10,7 @@ from dgbench.method import Batch, Method, Setup, StepContext
 from dgbench.nets import point_conv
 from dgbench.ops.dynamic import layer_sizes, pointwise, split_layers
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.precision import full_precision
 from dgbench_methods.dcac import INFO, DCACConfig
 
 BOTTLENECK = "layer4"
@@ -52,7 +53,7 @@ class DCAC(Method[DCACConfig]):
             return x
 
         decoder = self.backbone.features(image, tap).decoder
-        with torch.autocast("cuda" if image.is_cuda else "cpu", enabled=False):
+        with full_precision(image):
             told = self.predictor(torch.cat([pooled[stage].detach() for stage in (BOTTLENECK, *ENCODER)], 1))
             code = torch.softmax(told, 1) if domain is None else F.one_hot(domain, self.setup.n_sources).float()
             return self.head(decoder.float(), code, pooled[BOTTLENECK]), told

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from dgbench.method import Batch, Method, Setup, StepContext
 from dgbench.nets import point_conv
 from dgbench.ops.hog import hog_length, hog_map, hog_vector
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.precision import full_precision
 from dgbench_methods.hog import INFO, HOGConfig
 
 
@@ -54,7 +54,7 @@ class HOG(Method[HOGConfig]):
 
     def regress(self, encoder: Tensor) -> Tensor:
         """The head's answer, in float32, of the shape of :meth:`target`."""
-        with torch.autocast("cuda" if encoder.is_cuda else "cpu", enabled=False):
+        with full_precision(encoder):
             wide = encoder.float()
             if self.config.target == "vector":
                 pooled = wide.amax((-2, -1))

@@ -34,9 +34,9 @@ class Gate(nn.Module):
 class FullBranch(nn.Module):
     """An edge decoder like the segmentation's, and a gate at each of its levels."""
 
-    def __init__(self, ndim: int, channels: Mapping[str, int], fused: int, out: int) -> None:
+    def __init__(self, ndim: int, channels: Mapping[str, int], out: int) -> None:
         super().__init__()
-        inputs = [fused, *(channels[level] for level in LEVELS[:-1])]
+        inputs = [channels[level] for level in ("fusion", *LEVELS[:-1])]
         self.blocks = nn.ModuleDict(
             {level: ResBlock(ndim, cin, channels[level]) for level, cin in zip(LEVELS, inputs, strict=True)}
         )
@@ -65,19 +65,38 @@ class LANet(Method[LANetConfig]):
         net, out = self.backbone, setup.task.out_channels
         self.branch: Any
         if config.size == "full":
-            self.branch = FullBranch(net.ndim, net.channels, net.channels["layer2"], out)
+            self.branch = FullBranch(net.ndim, net.channels, out)
         else:
             self.branch = LiteBranch(net.ndim, net.width, config.edge_channels, out)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the segmentation and of its edge."""
-        step = _Full(self) if self.config.size == "full" else _Lite(self)
-        handle = self.backbone.fusion.register_forward_hook(lambda _, __, output: step.begin(output))
-        try:
-            decoder = self.backbone.features(image, step.tap).decoder
-        finally:
-            handle.remove()
-        return self.backbone.head(decoder), self.branch.head(step.edge)
+        branch = self.branch
+        kept: dict[str, Tensor] = {}
+        edge = image  # replaced as the decoder goes
+
+        def beside(stage: str, x: Tensor) -> Tensor:
+            """The whole edge decoder: a block of its own at each level, let into the segmentation's by the gate."""
+            nonlocal edge
+            if stage == "fusion":
+                edge = x
+            if stage not in LEVELS:
+                kept[stage] = x
+                return x
+            edge = branch.blocks[stage](self.backbone.upsample(edge) + kept[SKIPS[stage]])
+            gated: Tensor = branch.gates[stage](x, edge)
+            return gated
+
+        def after(stage: str, x: Tensor) -> Tensor:
+            """The thin branch on the last decoder feature, which is strengthened where the gate opens."""
+            nonlocal edge
+            if stage != LEVELS[-1]:
+                return x
+            edge = branch.stem(x)
+            return x + torch.sigmoid(branch.gate(edge)) * x
+
+        decoder = self.backbone.features(image, beside if self.config.size == "full" else after).decoder
+        return self.backbone.head(decoder), branch.head(edge)
 
     def logits(self, image: Tensor) -> Tensor:
         """Segmentation logits; the edge branch takes part."""
@@ -97,46 +116,3 @@ class LANet(Method[LANetConfig]):
         seg = segmentation_loss(logits, batch.label)
         edge = segmentation_loss(edge_logits, self.edge_of(batch.label))
         return {"loss": seg + self.config.edge_weight * edge, "seg": seg.detach(), "edge": edge.detach()}
-
-
-class _Full:
-    """One pass of the edge decoder beside the segmentation's."""
-
-    def __init__(self, method: LANet) -> None:
-        self.method = method
-        self.skips: dict[str, Tensor] = {}
-        self.edge: Tensor
-
-    def begin(self, fused: Tensor) -> None:
-        """Both decoders start from the fused encoder features."""
-        self.edge = fused
-
-    def tap(self, stage: str, x: Tensor) -> Tensor:
-        """The segmentation decoder's output with what its gate lets in of the edge decoder's."""
-        if stage in SKIPS.values():
-            self.skips[stage] = x
-        if stage not in LEVELS:
-            return x
-        branch = self.method.branch
-        self.edge = branch.blocks[stage](self.method.backbone.upsample(self.edge) + self.skips[SKIPS[stage]])
-        gated: Tensor = branch.gates[stage](x, self.edge)
-        return gated
-
-
-class _Lite:
-    """One pass of the thin branch."""
-
-    def __init__(self, method: LANet) -> None:
-        self.method = method
-        self.edge: Tensor
-
-    def begin(self, fused: Tensor) -> None:
-        """Nothing is taken from there."""
-
-    def tap(self, stage: str, x: Tensor) -> Tensor:
-        """The last decoder feature, strengthened where the gate opens."""
-        if stage != "up1":
-            return x
-        branch = self.method.branch
-        self.edge = branch.stem(x)
-        return x + torch.sigmoid(branch.gate(self.edge)) * x

@@ -1,9 +1,9 @@
 """SNR (Jin et al., IEEE TMM 2022): normalise the style of early features away, and give back what the task needs of it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dgbench.info import MethodConfig, MethodInfo, Range
 
@@ -12,7 +12,7 @@ class SNRConfig(MethodConfig):
     """The defaults place the modules as the dual-task paper's cost table shows; README.md explains each key."""
 
     site: Literal["output", "normalised"] = "output"
-    points: Annotated[int, Field(ge=1, le=3)] = 3
+    points: Annotated[int, Field(ge=1, le=4)] = 3
     reduction: Annotated[int, Field(ge=1)] = 16
     restitution: bool = True
     restitution_weight: Annotated[float, Field(ge=0)] = 0.01
@@ -23,6 +23,12 @@ class SNRConfig(MethodConfig):
         "points": (1, 2, 3),
         "site": ("output", "normalised"),
     }
+
+    @model_validator(mode="after")
+    def _site_has_as_many_points(self) -> Self:
+        if self.site == "normalised" and self.points > 3:
+            raise ValueError("site=normalised has three points: there is no strided convolution after layer3")
+        return self
 
 
 INFO = MethodInfo(

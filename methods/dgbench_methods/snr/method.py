@@ -1,18 +1,25 @@
 """SNR: instance normalisation of early features, a gated return of what it removed, and the ranking of entropies that trains it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgbench.method import Batch, Method, Setup, StepContext
-from dgbench.nets import point_conv
+from dgbench.nets import norm_relu, point_conv
 from dgbench.ops.losses import segmentation_loss
 from dgbench_methods.snr import INFO, SNRConfig
 
-STAGES = ("layer0", "layer1", "layer2")
+STAGES = ("layer0", "layer1", "layer2", "layer3")
+
+
+class Kept(NamedTuple):
+    """Of one module in a training step: F+, IN(F) and F-, and the mean gate."""
+
+    versions: tuple[Tensor, Tensor, Tensor]
+    gate: Tensor
 
 
 class Restitution(nn.Module):
@@ -26,19 +33,17 @@ class Restitution(nn.Module):
         self.squeeze = point_conv(ndim, channels, hidden)
         self.excite = point_conv(ndim, hidden, channels)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, C, *spatial) -> normalised features, the residual R in float32, and the gate (B, C, 1, ...)."""
-        wide = x.float()
-        normalised = self.norm(wide)
-        residual = wide - normalised
-        pooled = residual.mean(tuple(range(2, x.ndim)), keepdim=True)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, *spatial) float32 -> normalised features, and the gate (B, C, 1, ...) that the residual opens."""
+        normalised = self.norm(x)
+        pooled = (x - normalised).mean(tuple(range(2, x.ndim)), keepdim=True)
         gate = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))).float())
-        return normalised, residual, gate
+        return normalised, gate
 
 
-def restore(normalised: Tensor, residual: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """F+ with the gated residual and F- with the rest of it; ``F+ + F- = F + IN(F)`` for every gate."""
-    return normalised + gate * residual, normalised + (1 - gate) * residual
+def restore(features: Tensor, normalised: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """F+ with the gated residual and F- with the rest of it; a gate of 1 gives F and IN(F), a gate of 0 the reverse, exactly."""
+    return torch.lerp(normalised, features, gate), torch.lerp(normalised, features, 1 - gate)
 
 
 def voxel_entropy(logits: Tensor) -> Tensor:
@@ -62,8 +67,10 @@ class SNR(Method[SNRConfig]):
         ndim, channels = self.backbone.ndim, [self.backbone.channels[stage] for stage in STAGES[: config.points]]
         self.points = nn.ModuleList(Restitution(ndim, width, config.reduction) for width in channels)
         out = setup.task.out_channels
-        self.heads = nn.ModuleList(point_conv(ndim, width, out) for width in channels if config.restitution)
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self.heads = nn.ModuleList(
+            nn.Sequential(*norm_relu(width), point_conv(ndim, width, out)) for width in channels if config.restitution
+        )
+        self.kept: list[Kept] | None = None
         if config.site == "normalised":
             for index, down in enumerate((self.backbone.down1, self.backbone.down2, self.backbone.down3)):
                 if index < config.points:
@@ -71,10 +78,11 @@ class SNR(Method[SNRConfig]):
 
     def apply_module(self, index: int, x: Tensor) -> Tensor:
         """F+ of module ``index``; in a training step the three versions are kept for the loss."""
-        normalised, residual, gate = self.points[index](x)
-        plus, minus = restore(normalised, residual, gate)
+        wide = x.float()
+        normalised, gate = self.points[index](wide)
+        plus, minus = restore(wide, normalised, gate)
         if self.kept is not None:
-            self.kept.append((plus, normalised, minus))
+            self.kept.append(Kept((plus, normalised, minus), gate.detach().mean()))
         return plus.to(x.dtype)
 
     def tap(self, stage: str, x: Tensor) -> Tensor:
@@ -92,25 +100,28 @@ class SNR(Method[SNRConfig]):
         """Segmentation loss, and where ``restitution`` is on, the ranking of entropies at each point and the last head's own loss."""
         config = self.config
         batch = self.augment(batch, ctx)
-        if not config.restitution:
-            return {"loss": segmentation_loss(self.logits(batch.image), batch.label)}
         self.kept = []
         try:
             logits, kept = self.logits(batch.image), self.kept
         finally:
             self.kept = None
         seg = segmentation_loss(logits, batch.label)
+        gates = {f"gate {index}": one.gate for index, one in enumerate(kept)}
+        if not config.restitution:
+            return {"loss": seg, **gates}
         heads: list[Any] = list(self.heads)
         rank = torch.stack(
             [
-                restitution_loss(*(voxel_entropy(head(version)) for version in versions))
-                for head, versions in zip(heads, kept, strict=True)
+                restitution_loss(*(voxel_entropy(head(version)) for version in one.versions))
+                for head, one in zip(heads, kept, strict=True)
             ]
         ).sum()
-        last = heads[-1](kept[-1][0]).float()
-        auxiliary = F.binary_cross_entropy_with_logits(last, F.interpolate(batch.label, last.shape[2:]))
+        last = heads[-1](kept[-1].versions[0]).float()
+        share = F.interpolate(batch.label, last.shape[2:], mode="area")
+        auxiliary = F.binary_cross_entropy_with_logits(last, share)
         loss = seg + config.restitution_weight * rank + config.auxiliary_weight * auxiliary
-        return {"loss": loss, "seg": seg.detach(), "rank": rank.detach(), "auxiliary": auxiliary.detach()}
+        logged = {"seg": seg.detach(), "rank": rank.detach(), "auxiliary": auxiliary.detach()}
+        return {"loss": loss, **logged, **gates}
 
     def deploy(self) -> None:
         """The heads of the entropies go; the modules stay."""
