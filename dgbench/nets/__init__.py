@@ -1,7 +1,7 @@
 """The shared backbone, its blocks and heads."""
 
 from dgbench.nets.backbone import Backbone, Features, Tap
-from dgbench.nets.blocks import ResBlock, norm_relu, point_conv
+from dgbench.nets.blocks import ResBlock, point_conv
 from dgbench.nets.heads import DistanceHead, InPlaneMean, ProjectionHead, SliceHead
 from dgbench.nets.upsample import upsample_linear, upsample_nearest
 
@@ -14,7 +14,6 @@ __all__ = [
     "ResBlock",
     "SliceHead",
     "Tap",
-    "norm_relu",
     "point_conv",
     "upsample_linear",
     "upsample_nearest",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgbench.method import Batch, Method, Setup, StepContext
-from dgbench.nets import norm_relu, point_conv
+from dgbench.nets import point_conv
 from dgbench.ops.losses import segmentation_loss
 from dgbench_methods.snr import INFO, SNRConfig
 
@@ -68,7 +68,9 @@ class SNR(Method[SNRConfig]):
         self.points = nn.ModuleList(Restitution(ndim, width, config.reduction) for width in channels)
         out = setup.task.out_channels
         self.heads = nn.ModuleList(
-            nn.Sequential(*norm_relu(width), point_conv(ndim, width, out)) for width in channels if config.restitution
+            nn.Sequential(nn.GroupNorm(1, width), nn.ReLU(), point_conv(ndim, width, out))
+            for width in channels
+            if config.restitution
         )
         self.kept: list[Kept] | None = None
         if config.site == "normalised":
