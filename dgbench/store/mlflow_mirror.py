@@ -241,14 +241,15 @@ def _write_marks(root: Path, digests: Mapping[str, str]) -> None:
 
 
 def _create_database(root: Path) -> None:
-    """A database whose creation is interrupted stays broken for ever; so it is made beside its place and renamed."""
+    """A database whose creation is interrupted stays broken for ever; so it is made beside its place and renamed. What a killed creation
+    left behind (the database, its journal) goes too: the caller holds the lock, so nobody is writing it."""
     _marks(root).unlink(missing_ok=True)
     temporary = root / ".mlflow" / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}.db"
     try:
         _client_class()(tracking_uri=f"sqlite:///{temporary.as_posix()}")
         os.replace(temporary, _database(root))
     finally:
-        for left in temporary.parent.glob(f"{TEMPORARY_PREFIX}*.db"):
+        for left in temporary.parent.glob(f"{TEMPORARY_PREFIX}*"):
             left.unlink(missing_ok=True)
 
 
