@@ -213,6 +213,25 @@ def test_memory_maps_of_a_case_that_was_prepared_before_stay_shut(mini: Mini, tm
         reach()
 
 
+@pytest.mark.parametrize("reach", [np.load, Path.read_bytes], ids=["numpy", "bytes"])
+def test_what_an_evaluation_prepared_is_shut_for_the_code_of_a_method(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reach: Callable[[Path], object]
+) -> None:
+    """Under its path too, from the moment the method is built; the cases of the training stay open."""
+    job = mini.job(tmp_path / "runs")
+    foreign = prepare_case(heldout_case(mini), protocol_of(mini), mini.cache)
+    source = prepare_case(job.cases[0], protocol_of(mini), mini.cache)
+
+    def build(*_: object) -> None:
+        reach(source.folder / "image.npy")
+        reach(foreign.folder / "image.npy")
+
+    monkeypatch.setattr("dgbench.training.loop.method_of", build)
+    with pytest.raises(HeldOutAccessError, match="allow-list") as refused:
+        train(job, quiet)
+    assert str(foreign.folder) in str(refused.value)
+
+
 def test_support_cases_are_shut_out_of_stages_that_do_not_train_on_them(mini: Mini, tmp_path: Path) -> None:
     """The allow-list is the stage's, case by case: a center with one allowed case keeps its others shut."""
     job = mini.job(tmp_path)

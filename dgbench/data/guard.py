@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dgbench.data.case import Case, Center
@@ -18,11 +19,14 @@ from dgbench.errors import HeldOutAccessError
 
 @dataclass(frozen=True)
 class ReadGuard:
-    """``allowed`` case ids, and the files and folders (absolute paths, links as given and resolved) that nothing may open."""
+    """``allowed`` case ids, and the files and folders (absolute paths, links as given and resolved) that nothing may open. Of what lies below
+    ``sealed`` folders, only the folders ``kept`` may be opened."""
 
     allowed: frozenset[str]
     files: frozenset[str] = frozenset()
     folders: frozenset[str] = frozenset()
+    sealed: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
 
     @classmethod
     def over(cls, allowed: Iterable[str], centers: Iterable[Center]) -> "ReadGuard":
@@ -41,7 +45,9 @@ class ReadGuard:
     def forbids(self, path: str) -> bool:
         """Whether ``path`` is a forbidden file or lies below a forbidden folder, also by way of links."""
         return any(
-            name in self.files or any(name == folder or name.startswith(folder + os.sep) for folder in self.folders)
+            name in self.files
+            or _below(name, self.folders)
+            or (_below(name, self.sealed) and not _below(name, self.kept))
             for name in _spellings(path)
         )
 
@@ -68,6 +74,15 @@ def guarding(allowed: Iterable[str], centers: Iterable[Center]) -> Iterator[Read
         install(before)
 
 
+def seal(root: Path, keep: Iterable[Path]) -> None:
+    """From now on the active guard forbids whatever lies below ``root`` too, but for the folders ``keep``; nothing without a guard. For the
+    prepared cases: what an earlier evaluation left of the held-out center there is as unreadable as its scans."""
+    global _active
+    if _active is not None:
+        kept = frozenset(name for folder in keep for name in _spellings(folder))
+        _active = replace(_active, sealed=_active.sealed | _spellings(root), kept=_active.kept | kept)
+
+
 def check(case: Case) -> None:
     """Raise HeldOutAccessError if a guard is active and ``case`` is not on its allow-list. To be called before a case is opened."""
     if _active is not None and case.id not in _active.allowed:
@@ -78,6 +93,10 @@ def check_path(path: str | os.PathLike[str]) -> None:
     """Raise HeldOutAccessError if a guard is active and forbids ``path``."""
     if _active is not None and _active.forbids(os.fspath(path)):
         raise HeldOutAccessError(f"{os.fspath(path)}: belongs to a case outside the allow-list of this training")
+
+
+def _below(name: str, folders: Iterable[str]) -> bool:
+    return any(name == folder or name.startswith(folder + os.sep) for folder in folders)
 
 
 def _spellings(path: str | os.PathLike[str]) -> set[str]:

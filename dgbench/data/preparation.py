@@ -1,6 +1,6 @@
 """Preparing a case: resampled to the task's spacing, scaled to [0, 1], kept under the hash of what it was made from, opened memory-mapped.
 
-A prepared case is a folder ``cache/<key>`` with ``image.npy`` (uint16, value · 65535), ``label.npy`` (uint8) and ``geometry.json``. The key
+A prepared case is a folder ``cache/prepared/<key>`` with ``image.npy`` (uint16, value · 65535), ``label.npy`` (uint8) and ``geometry.json``. The key
 covers the bytes of image and label, the task and :data:`VERSION`; the folder appears complete or not at all.
 """
 
@@ -91,6 +91,11 @@ class PreparedCase:
         if not isinstance(array, np.memmap) or (array.dtype, array.shape) != (dtype, shape):
             raise DgbenchError(_damaged(self.case, self.folder, f"{name} is not {dtype} of shape {shape}"))
         return array
+
+
+def prepared_root(cache: Path) -> Path:
+    """The folder of all prepared cases in ``cache``."""
+    return cache / "prepared"
 
 
 def prepare_case(case: Case, protocol: Protocol, cache: Path) -> PreparedCase:
@@ -185,7 +190,7 @@ def _folder(case: Case, protocol: Protocol, cache: Path) -> Path:
         "labels": sorted(protocol.labels.values()),
         "version": VERSION,
     }
-    return cache / hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
+    return prepared_root(cache) / hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
 
 
 def _prepare(case: Case, protocol: Protocol, folder: Path) -> None:

@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dgbench.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
-from dgbench.data.guard import guarding
-from dgbench.data.preparation import PreparedCase, prepare_cases
+from dgbench.data.guard import guarding, seal
+from dgbench.data.preparation import PreparedCase, prepare_cases, prepared_root
 from dgbench.data.sampling import CropDataset, check_sampling
 from dgbench.data.splits import center_of
 from dgbench.errors import DgbenchError, Interrupted
@@ -98,6 +98,7 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
     prepared = prepare_cases(
         wanted, job.resolved.protocol, job.cache, lambda case_id, done, total: report(done, total, PREPARING)
     )
+    seal(prepared_root(job.cache), (case.folder for case in prepared.values()))  # before any code of the method runs
     method = method_of(job, device)
     make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
     optimizers = list(method.configure_optimizers(make))
