@@ -12,6 +12,10 @@ class HeldOutAccessError(DgbenchError):
     """A training process tried to open a case that is not on its allow-list (architecture.md §3, rule 1)."""
 
 
+class NotApplicable(DgbenchError):
+    """A method that cannot take part in a cell of a leaderboard (dimensions, number of source centers): "n/a", not a failure."""
+
+
 class Interrupted(Exception):
     """Training was asked to stop (Ctrl-C, SIGTERM, SIGUSR1) and saved its state; the same command goes on from there."""
 

@@ -293,6 +293,45 @@ def test_a_sweep_is_checked_as_a_whole_before_it_starts(
     assert not (tmp_path / "runs").exists()
 
 
+NARROW = """
+from dgbench.info import MethodInfo
+from dgbench.method import Method
+
+class {name}(Method):
+    info = MethodInfo(name="narrow", target="{module}:{name}", title="Narrow", paper="none", year=2026, {limit})
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        ("dims=frozenset({2})", "method narrow works in 2D, protocol mini is 3D"),
+        ("min_sources=3", "method narrow needs at least 3 source centers, with GAMMA held out there are 2"),
+    ],
+    ids=["dims", "sources"],
+)
+def test_a_cell_that_a_method_cannot_fill_is_not_applicable(
+    mini: Mini,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    reason: str,
+) -> None:
+    """A run of it is a mistake; a sweep says n/a and goes on with the others, and that is no failure."""
+    module = f"narrow_{limit.partition('=')[0]}"
+    (tmp_path / f"{module}.py").write_text(NARROW.format(name="Narrow", module=module, limit=limit))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = run_arguments(mini, tmp_path / "runs", method=f"{module}:Narrow")
+    assert mistake(capsys, arguments) == reason
+    both = run_arguments(mini, tmp_path / "runs", method=f"{module}:Narrow,erm")
+    assert call(["sweep", "--dry-run", *both[1:]]) == 0
+    answer = capsys.readouterr()
+    assert f"n/a: {reason}" in answer.err
+    assert "method    erm" in answer.out
+    assert not list((tmp_path / "runs").rglob("spec.json"))
+
+
 def test_what_the_caller_cannot_mend_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of our own keeps its trace; only :class:`DgbenchError` becomes a line."""
 

@@ -1,12 +1,13 @@
 """``dgbench run`` and ``dgbench sweep``."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgbench.cli import options
-from dgbench.errors import DgbenchError
+from dgbench.errors import DgbenchError, NotApplicable
 
 if TYPE_CHECKING:
     from dgbench.launch.plan import RunPlan, RunRequest
@@ -76,7 +77,8 @@ def sweep(
     dry_run: DryRun = False,
     no_mlflow: NoMlflow = False,
 ) -> None:
-    """Every method on every held-out center with every seed, one run after another; a failed run is reported and the others go on."""
+    """Every method on every held-out center with every seed, one run after another; a failed run is reported and the others go on, a cell
+    that a method cannot fill is called n/a."""
     from dgbench.launch.plan import RunRequest, resolve_request
     from dgbench.protocol import load_protocol
 
@@ -106,15 +108,19 @@ def sweep(
         for center in centers
     ]
     for request in requests:
-        resolve_request(request)
+        with suppress(NotApplicable):  # said below, where its turn comes
+            resolve_request(request)
     failures = []
     for index, request in enumerate(requests):
         typer.echo(f"[{index + 1}/{len(requests)}] {request.command()}", err=True)
-        if dry_run:
-            _show_plan(request)
-            continue
         try:
+            if dry_run:
+                _show_plan(request)
+                continue
             plan = _execute(request, fresh=fresh)
+        except NotApplicable as reason:
+            typer.echo(f"n/a: {reason}", err=True)
+            continue
         except DgbenchError as error:
             typer.echo(f"failed: {error}", err=True)
             failures.append(request)

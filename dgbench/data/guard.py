@@ -19,8 +19,8 @@ from dgbench.errors import HeldOutAccessError
 
 @dataclass(frozen=True)
 class ReadGuard:
-    """``allowed`` case ids, and the files and folders (absolute paths, links as given and resolved) that nothing may open. Of what lies below
-    ``sealed`` folders, only the folders ``kept`` may be opened."""
+    """``allowed`` case ids, and the files and folders (absolute paths, links as given and resolved) that nothing may open. Of what lies
+    below ``sealed`` folders, only the folders ``kept`` may be opened."""
 
     allowed: frozenset[str]
     files: frozenset[str] = frozenset()

@@ -1,7 +1,7 @@
 """Preparing a case: resampled to the task's spacing, scaled to [0, 1], kept under the hash of what it was made from, opened memory-mapped.
 
-A prepared case is a folder ``cache/prepared/<key>`` with ``image.npy`` (uint16, value · 65535), ``label.npy`` (uint8) and ``geometry.json``. The key
-covers the bytes of image and label, the task and :data:`VERSION`; the folder appears complete or not at all.
+A prepared case is a folder ``cache/prepared/<key>`` with ``image.npy`` (uint16, value · 65535), ``label.npy`` (uint8) and
+``geometry.json``. The key covers the bytes of image and label, the task and :data:`VERSION`; the folder appears complete or not at all.
 """
 
 import hashlib

@@ -12,7 +12,7 @@ from dgbench.data.case import Case, Center, load_centers
 from dgbench.data.fingerprint import center_fingerprint, set_fingerprint
 from dgbench.data.preparation import VERSION as PREPARATION
 from dgbench.data.splits import Split, leave_one_center_out
-from dgbench.errors import DgbenchError, suggest
+from dgbench.errors import DgbenchError, NotApplicable, suggest
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.machine import Machine, this_machine
 from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
@@ -142,9 +142,8 @@ def resolve_request(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, 
         raise DgbenchError(f"--seed {request.seed}: a seed is a whole number from 0 up")
     info = find_method(request.method)
     if protocol.task.ndim not in info.dims:
-        raise DgbenchError(
-            f"method {info.name} works in {sorted(info.dims)} dimensions, protocol {protocol.name} has {protocol.task.ndim}"
-        )
+        works = " or ".join(f"{ndim}D" for ndim in sorted(info.dims))
+        raise NotApplicable(f"method {info.name} works in {works}, protocol {protocol.name} is {protocol.task.ndim}D")
     _machine(request, resolved)
     return resolved, info, info.configure(method_overrides)
 
@@ -161,9 +160,9 @@ def plan_run(request: RunRequest) -> RunPlan:
     folder, identity = data_folder(request, resolved)
     centers = load_centers(folder, protocol)
     split = leave_one_center_out(protocol, centers, request.heldout)
-    if len(split.sources) - len(split.support) < info.min_sources:
-        raise DgbenchError(
-            f"method {info.name} needs at least {info.min_sources} source centers, this split has {len(split.sources) - len(split.support)}"
+    if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
+        raise NotApplicable(
+            f"method {info.name} needs at least {info.min_sources} source centers, with {request.heldout} held out there are {n_sources}"
         )
     builder = _Builder(request, resolved, centers, split, _machine(request, resolved), identity)
     shared_names = protocol.shared_stages

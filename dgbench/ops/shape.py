@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def boundary_size(p: Tensor, ndim: int, eps: float = 1e-8) -> Tensor:
-    """Perimeter (``ndim`` 2) or surface (3): the sum of sqrt(sum of squared forward differences + eps) over the voxels that have a next
-    neighbour on every axis (Liu et al., MICCAI 2020).
+    """Perimeter (``ndim`` 2) or surface (3): the sum of sqrt(sum of squared differences to the previous voxels + eps) over the voxels that
+    have a previous voxel on every axis (Liu et al., MICCAI 2020; their release takes the previous voxels too).
 
     Args:
         p: (..., *spatial) probabilities, the last ``ndim`` axes spatial.
@@ -23,8 +23,8 @@ def boundary_size(p: Tensor, ndim: int, eps: float = 1e-8) -> Tensor:
     """
     wide = p.to(torch.promote_types(p.dtype, torch.float32))
     axes = tuple(range(-ndim, 0))
-    base = _without(wide, axes, last=axes)
-    squares = [(_without(wide, axes, last=[other for other in axes if other != axis]) - base).square() for axis in axes]
+    base = _without(wide, axes, last=())
+    squares = [(base - _without(wide, axes, last=(axis,))).square() for axis in axes]
     return (torch.stack(squares).sum(0) + eps).sqrt().sum(axes)
 
 
@@ -99,7 +99,7 @@ def mean_inside(features: Tensor, masks: Tensor) -> Tensor:
     return inside @ wide.mT / inside.sum(2, keepdim=True).clamp(min=1)
 
 
-def _without(x: Tensor, axes: tuple[int, ...], *, last: list[int] | tuple[int, ...]) -> Tensor:
+def _without(x: Tensor, axes: tuple[int, ...], *, last: tuple[int, ...]) -> Tensor:
     """``x`` one voxel shorter on each of ``axes``: without its last voxel on those in ``last``, without its first on the others."""
     for axis in axes:
         x = x.narrow(axis, 0 if axis in last else 1, x.shape[axis] - 1)
