@@ -18,6 +18,8 @@ from dgbench.errors import DgbenchError, suggest
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PROBABILITY = Annotated[float, Field(ge=0, le=1)]
 Checkpoint = Literal["source-val", "last-step"]
+STANDING = ("ranked", "converged")
+"""Fields of a preset that say what its rows count for; they belong to the protocol and no override reaches them."""
 CHECKPOINTS: tuple[Checkpoint, ...] = ("source-val", "last-step")
 """Selected on source validation (official), or simply the last."""
 
@@ -248,6 +250,8 @@ class Protocol(Frozen):
             raise DgbenchError(f"unknown preset {preset!r} for protocol {self.name!r}{suggest(preset, self.presets)}")
         raw = self.presets[preset].model_dump(mode="json")
         for path, text in (overrides or {}).items():
+            if path in STANDING:
+                raise DgbenchError(f"--set preset.{path}: what the rows of a preset count for is the protocol's to say")
             _assign(raw, path, text)
         fields = self.model_dump(mode="json", exclude={"presets"})
         try:
@@ -318,7 +322,7 @@ class ResolvedProtocol(Frozen):
 def _numeric(preset: Preset) -> dict[str, Any]:
     """What of a preset can change a number on a given machine, as plain JSON. The precision belongs to the machine: it is in every key, and
     tables say where rows differ in it."""
-    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "ranked", "converged", "precision"})
+    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
 
 
 def one_line(error: ValidationError) -> str:

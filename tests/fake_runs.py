@@ -27,6 +27,7 @@ def fake_spec(method: str = "erm", heldout: str = "RENJI", seed: int = 0, **conf
             "protocol": {
                 "name": "phantom",
                 "version": 1,
+                "content": "c0" * 32,
                 "kind": "phantom",
                 "preset": "demo",
                 "ranked": False,

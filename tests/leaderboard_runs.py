@@ -76,10 +76,11 @@ EMPTY_REFERENCE = {
 
 
 def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
-    config = changes.pop("config", {})
+    config, draws_factor = changes.pop("config", {}), changes.pop("draws_factor", 1)
     protocol = {
         "name": "phantom",
         "version": 1,
+        "content": "c0ffee00" * 8,
         "kind": "phantom",
         "preset": "bench",
         "ranked": True,
@@ -93,7 +94,7 @@ def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
     command = (
         f"dgbench run --method {method} --protocol phantom --heldout {heldout} --preset bench --seed {seed}{extra}"
     )
-    identity = [method, heldout, seed, config, protocol, centers, environment, extra, changes]
+    identity = [method, heldout, seed, config, draws_factor, protocol, centers, environment, extra, changes]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     values = {
         "schema": 1,
@@ -104,7 +105,13 @@ def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
         "seed": seed,
         "sources": [name for name in CENTERS if name != heldout] + ["NIH"],
         "support": ["NIH"],
-        "method": {"name": method, "version": 1, "title": method.upper(), "config": config},
+        "method": {
+            "name": method,
+            "version": 1,
+            "title": method.upper(),
+            "config": config,
+            "draws_factor": draws_factor,
+        },
         "stages": {"tumor-fine": {"key": key, "folder": f"phantom/{heldout}/{method}/seed{seed}-{key[:8]}/tumor-fine"}},
         "data": {"centers": centers},
         "environment": environment,
@@ -125,12 +132,13 @@ def add_run(
     """A finished run with ``cases`` as evaluation, ``state``/``reason``/``evaluation`` telling another story; returns its folder."""
     state, reason = changes.pop("state", "done"), changes.pop("reason", None)
     evaluation, updated = changes.pop("evaluation", "done"), changes.pop("updated", UPDATED)
-    evaluated = changes.pop("evaluated", f"cases of {heldout}")
+    evaluated, numbers = changes.pop("evaluated", f"cases of {heldout}"), changes.pop("numbers", 1)
     spec = spec_of(method, heldout, seed, **changes)
     folder = open_run(root, spec).path
     if state == "done" and evaluation is not None:
         keys = {name: stage.key for name, stage in spec.stages.items()}
-        write_json(folder / "evaluation" / "spec.json", {"train_keys": keys, "fingerprint": evaluated, "key": "0" * 64})
+        judged = {"train_keys": keys, "fingerprint": evaluated, "numbers": numbers, "key": "0" * 64}
+        write_json(folder / "evaluation" / "spec.json", judged)
         pd.DataFrame(cases).to_parquet(folder / "evaluation" / "cases.parquet")
         write_status(folder / "evaluation", evaluation, reason)
     write_json(folder / "status.json", {"state": state, "reason": reason, "updated": updated})

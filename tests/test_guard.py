@@ -149,6 +149,12 @@ def by_descriptor(mini: Mini, scratch: Path) -> object:
     return os.open(heldout_case(mini).label, os.O_RDONLY)
 
 
+def reader_of_its_own(mini: Mini, scratch: Path) -> object:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(heldout_case(mini).image))
+    return reader.Execute()
+
+
 def protocol_of(mini: Mini) -> Protocol:
     return load_protocol(str(mini.protocol))
 
@@ -161,6 +167,10 @@ BREAK_INS: dict[str, Callable[[Mini, Path], object]] = {
     "descriptor": by_descriptor,
     "manifest": lambda mini, scratch: (mini.data / HELDOUT / "dataset.json").read_text(),
     "copy": lambda mini, scratch: shutil.copy(heldout_case(mini).image, scratch),
+    "SimpleITK": lambda mini, scratch: sitk.ReadImage(str(heldout_case(mini).image)),
+    "SimpleITK by path": lambda mini, scratch: sitk.ReadImage(heldout_case(mini).label),
+    "SimpleITK series": lambda mini, scratch: sitk.ReadImage([str(heldout_case(mini).image)] * 2),
+    "SimpleITK reader": reader_of_its_own,
     "numpy": lambda mini, scratch: np.fromfile(heldout_case(mini).image, np.uint8),
     "read_case": lambda mini, scratch: read_case(heldout_case(mini), protocol_of(mini).task, (1, 2)),
     "read_label": lambda mini, scratch: read_label(heldout_case(mini), protocol_of(mini).task, (1, 2)),
@@ -211,6 +221,18 @@ def test_memory_maps_of_a_case_that_was_prepared_before_stay_shut(mini: Mini, tm
             reach()
     for reach in maps(foreign).values():
         reach()
+
+
+def test_what_other_runs_keep_of_held_out_cases_is_shut_for_the_code_of_a_method(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = mini.job(tmp_path / "runs")
+    slices = tmp_path / "runs" / "mini" / HELDOUT / "erm" / "seed7-00000000" / "figures" / "slices" / "case_00.npz"
+    slices.parent.mkdir(parents=True)
+    np.savez(slices, image=np.zeros(1))
+    monkeypatch.setattr("dgbench.training.loop.method_of", lambda *_: np.load(slices))
+    with pytest.raises(HeldOutAccessError, match="case_00"):
+        train(job, quiet)
 
 
 @pytest.mark.parametrize("reach", [np.load, Path.read_bytes], ids=["numpy", "bytes"])

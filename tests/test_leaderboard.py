@@ -95,7 +95,8 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     add_run(tmp_path, "b", "RMYY", evaluation=None)
     add_run(tmp_path, "c", "MSD", cases=cell("MSD", 0.5), evaluation="failed", reason="case MSD/MSD_0000 unreadable")
     folder = add_run(tmp_path, "c", "RENJI", cases=cell("RENJI", 0.5))
-    write_json(folder / "evaluation" / "spec.json", {"train_keys": {"tumor-fine": "1" * 64}, "fingerprint": "x"})
+    other = {"train_keys": {"tumor-fine": "1" * 64}, "fingerprint": "x", "numbers": 1}
+    write_json(folder / "evaluation" / "spec.json", other)
     folder = add_run(tmp_path, "c", "RMYY", cases=cell("RMYY", 0.5))
     (folder / "evaluation" / "cases.parquet").write_bytes(b"PAR1 cut short")
     add_run(tmp_path, "d", "MSD", cases=cell("MSD", 0.5, 0.6))
@@ -108,7 +109,7 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
         cases=[case_row("MSD", 0, 0.0, **EMPTY_REFERENCE), case_row("MSD", 1, 0.0, **EMPTY_REFERENCE)],
     )
     folder = add_run(tmp_path, "e", "RENJI", cases=cell("RENJI", 0.5))
-    write_json(folder / "evaluation" / "spec.json", {"fingerprint": "x"})
+    write_json(folder / "evaluation" / "spec.json", {"fingerprint": "x", "numbers": 1})
     folder = add_run(tmp_path, "e", "RMYY", cases=cell("RMYY", 0.5))
     (folder / "status.json").write_text('{"state": "do')
     reasons = {(hole.label, hole.heldout): hole.reason for hole in only_table(tmp_path).missing}
@@ -155,8 +156,10 @@ def test_an_unreadable_folder_is_reported(two_seeds: Path) -> None:
         {"centers": {"phantom": "0badcafe" * 8}},
         {"evaluated": "other cases"},
         {"protocol": {"preset": "paper"}},
+        {"protocol": {"content": "0badcafe" * 8}},
+        {"numbers": 2},
     ],
-    ids=["dgbench", "protocol", "sources", "evaluated", "preset"],
+    ids=["dgbench", "protocol", "sources", "evaluated", "preset", "content", "numbers"],
 )
 def test_incomparable_runs_never_share_a_table(two_seeds: Path, change: dict[str, Any]) -> None:
     for center, n_cases in (("MSD", 3), ("RENJI", 1), ("RMYY", 2)):
@@ -165,6 +168,16 @@ def test_incomparable_runs_never_share_a_table(two_seeds: Path, change: dict[str
     assert sorted([row.label for row in table.rows] for table in result.tables) == [["late"], ["randconv", "erm"]]
     assert [row.rank for table in result.tables for row in table.rows if row.label == "randconv"] == [1]
     assert "never share a table" in terminal(result)
+
+
+def test_a_row_with_more_draws_is_a_control_row_without_a_rank(two_seeds: Path) -> None:
+    for seed in (0, 1):
+        for center, n_cases in (("MSD", 3), ("RENJI", 1), ("RMYY", 2)):
+            add_run(two_seeds, "long", center, seed, cases=cell(center, *[0.9] * n_cases), draws_factor=3)
+    table = only_table(two_seeds)
+    assert [(row.label, row.rank) for row in table.rows] == [("randconv", 1), ("erm", 2), ("long", None)]
+    assert row_of(table, "long").notes[0] == "control row with 3× the draws, not ranked"
+    assert table.ranked
 
 
 def test_patches_of_one_minor_version_share_a_table(two_seeds: Path) -> None:

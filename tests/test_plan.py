@@ -56,6 +56,34 @@ def test_how_a_run_is_judged_changes_its_folder_and_not_its_weights(mini: Mini, 
     assert after.own.spec.protocol.modified
 
 
+@pytest.mark.parametrize("override", ["preset.ranked=true", "preset.converged=true", "preset.ranked=false"])
+def test_no_override_says_what_a_row_counts_for(mini: Mini, tmp_path: Path, override: str) -> None:
+    name = override.partition("=")[0]
+    with pytest.raises(
+        DgbenchError, match=f"--set {name}: what the rows of a preset count for is the protocol's to say"
+    ):
+        plan(mini, tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    "edit", [("draws: 16", "draws: 18"), ("version: 1", "version: 1\nmetrics: {nsd_tolerance_mm: 9.0}")]
+)
+def test_an_edited_protocol_of_the_same_name_and_version_has_another_content(
+    mini: Mini, tmp_path: Path, edit: tuple[str, str]
+) -> None:
+    """Budget and metrics alike; the same file elsewhere, or an override of the preset (a stamp says so), has the same."""
+    text = mini.protocol.read_text()
+    assert edit[0] in text
+    (tmp_path / "same.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text(text.replace(*edit))
+    same, other = (plan(Mini(mini.data, tmp_path / f"{name}.yaml", mini.cache), tmp_path) for name in ("same", "other"))
+    content = plan(mini, tmp_path).own.spec.protocol.content
+    assert (
+        same.own.spec.protocol.content == plan(mini, tmp_path, "preset.width=16").own.spec.protocol.content == content
+    )
+    assert other.own.spec.protocol.content != content
+
+
 @pytest.mark.parametrize("override", ["preset.workers=3", "preset.checkpoint_every=7"])
 def test_what_changes_no_number_changes_no_key_and_no_rank(mini: Mini, tmp_path: Path, override: str) -> None:
     before, after = plan(mini, tmp_path), plan(mini, tmp_path, override)

@@ -1,17 +1,20 @@
 """The held-out center is unreadable while training (architecture.md §3, rule 1).
 
-A training process installs a guard with its allow-list of case ids. Every reader of this package asks :func:`check` before it opens a case,
-and an audit hook of the interpreter refuses any other way of opening the files of guarded-out cases from Python.
+A training process installs a guard with its allow-list of case ids. Every reader of this package asks :func:`check` before it opens a case;
+an audit hook of the interpreter refuses whatever opens a file of a guarded-out case through Python, and SimpleITK, which opens files
+itself, is asked for the names it is given. What is left is a program that a method starts, or another library that opens files in C.
 """
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import SimpleITK as sitk
 
 from dgbench.data.case import Case, Center
 from dgbench.errors import HeldOutAccessError
@@ -75,8 +78,8 @@ def guarding(allowed: Iterable[str], centers: Iterable[Center]) -> Iterator[Read
 
 
 def seal(root: Path, keep: Iterable[Path]) -> None:
-    """From now on the active guard forbids whatever lies below ``root`` too, but for the folders ``keep``; nothing without a guard. For the
-    prepared cases: what an earlier evaluation left of the held-out center there is as unreadable as its scans."""
+    """From now on the active guard forbids whatever lies below ``root`` too, but for the folders ``keep``; nothing without a guard. For
+    what an earlier evaluation left of the held-out center, prepared cases and pictures, which is as unreadable as its scans."""
     global _active
     if _active is not None:
         kept = frozenset(name for folder in keep for name in _spellings(folder))
@@ -106,6 +109,19 @@ def _spellings(path: str | os.PathLike[str]) -> set[str]:
 @cache
 def _hook_interpreter() -> None:
     sys.addaudithook(_audit)
+    for reader, setter in ((sitk.ImageFileReader, "SetFileName"), (sitk.ImageSeriesReader, "SetFileNames")):
+        setattr(reader, setter, _asking_first(getattr(reader, setter)))
+
+
+def _asking_first(setter: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """The method of a SimpleITK reader that takes a file's name, or several; ``ReadImage`` goes through it too."""
+
+    def ask(reader: Any, names: Any) -> None:
+        for name in [names] if isinstance(names, str | os.PathLike) else names:
+            check_path(name)
+        setter(reader, names)
+
+    return ask
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:

@@ -22,6 +22,8 @@ Say = Callable[[str], None]
 EVALUATION = 3
 """Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
 its own, ``RECIPE``)."""
+NUMBERS = 1
+"""Raised when a stored number changes its meaning or value: evaluations that differ here never share a table."""
 
 
 def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:
@@ -59,6 +61,7 @@ def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
     content = set_fingerprint(plan.evaluated(folder), plan.request.cache)
     record = {
         "version": EVALUATION,
+        "numbers": NUMBERS,
         "train_keys": {stage: link.key for stage, link in folder.spec.stages.items()},
         "fingerprint": plan.identity or content,
         "content": content,

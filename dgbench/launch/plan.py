@@ -211,6 +211,7 @@ class _Builder:
                 "protocol": {
                     "name": protocol.name,
                     "version": protocol.version,
+                    "content": self.content(),
                     "kind": protocol.kind,
                     "preset": self.resolved.preset_name,
                     "ranked": self.resolved.ranked,
@@ -226,6 +227,7 @@ class _Builder:
                     "version": info.version,
                     "title": info.title,
                     "config": config.model_dump(mode="json"),
+                    "draws_factor": info.draws_factor,
                 },
                 "stages": {**{stage: link.model_dump() for stage, link in earlier.items()}, **own},
                 "data": {"centers": self.data_identity()},
@@ -234,6 +236,11 @@ class _Builder:
             }
         )
         return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
+
+    def content(self) -> str:
+        """What must be equal in the protocol and the harness for two runs to share a table, overrides of the preset aside."""
+        plain = self.resolved.protocol.resolve(self.resolved.preset_name)
+        return key_of({"protocol": plain.identity(), "recipe": RECIPE, "preparation": PREPARATION})
 
     def data_identity(self) -> dict[str, str]:
         """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""
@@ -284,6 +291,7 @@ class _Builder:
             device=self.machine.device,
             precision=self.machine.precision,
             threads=self.machine.threads,
+            runs=self.request.runs,
         )
 
 

@@ -1,7 +1,7 @@
 """A leaderboard as a pure function of run folders.
 
-One table per (dgbench Major.Minor, protocol version, preset, identity of the data), because only runs that agree in all four are
-comparable; one row per (method, version, config, preset overrides). A row's number per center is the mean over cases, then over
+One table per (dgbench Major.Minor, protocol version and content, preset, identity of the data), because only runs that agree in all of
+these are comparable; one row per (method, version, config, preset overrides). A row's number per center is the mean over cases, then over
 seeds; its mean is the equal-weight mean over centers. A row with a missing run has no mean and no rank, and a center with a missing
 seed has no number: the hole is listed with its reason and the command that fills it.
 """
@@ -59,13 +59,15 @@ class CenterResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method with one configuration. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there."""
+    """One method with one configuration; a ``control`` row had more draws than the protocol gives. ``mean`` is empty and ``worst`` ``None``
+    unless every center and seed is there."""
 
     label: str
     method: str
     version: int
     config: Mapping[str, Any]
     modified: bool
+    control: bool
     seeds: tuple[int, ...]
     centers: Mapping[str, CenterResult]
     mean: Mapping[str, Score]
@@ -96,6 +98,7 @@ class Table:
 
     dgbench: tuple[str, ...]
     protocol_version: int
+    content: str
     preset: str
     ranked: bool
     data: str
@@ -159,10 +162,10 @@ def compile_runs(
         return preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
     records, problems = read_records(root, protocol.name, view, wanted)
-    groups: dict[tuple[str, int, str], list[Record]] = {}
-    for record in records:
-        version = ".".join(record.spec.dgbench.split(".")[:2])
-        groups.setdefault((version, record.spec.protocol.version, record.spec.protocol.preset), []).append(record)
+    groups: dict[tuple[str, int, str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.updated, reverse=True):
+        version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol
+        groups.setdefault((version, ran.version, ran.preset, ran.content), []).append(record)
     order = sorted(groups, key=lambda key: ([-int(part) for part in key[0].split(".")], -key[1], key[2]))
     return Compiled(
         protocol=protocol.name,
@@ -208,6 +211,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *
     return Table(
         dgbench=tuple(sorted({record.spec.dgbench for record in records})),
         protocol_version=records[0].spec.protocol.version,
+        content=records[0].spec.protocol.content,
         preset=records[0].spec.protocol.preset,
         ranked=ranked,
         data=_data_label(records),
@@ -298,6 +302,7 @@ def _row(
         version=key.version,
         config=members[0].spec.method.config,
         modified=key.modified,
+        control=members[0].spec.method.draws_factor != 1,
         seeds=tuple(seeds),
         centers=results_by_center,
         mean=mean,
@@ -345,6 +350,8 @@ def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
 
 def _stamps(members: list[Record]) -> list[str]:
     stamps = list(members[0].spec.protocol.stamps)
+    if (factor := members[0].spec.method.draws_factor) != 1:
+        stamps.append(f"control row with {factor}× the draws, not ranked")
     devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
     if len(devices) > 1:
         stamps.append(f"mixed devices: {', '.join(devices)}")
@@ -366,7 +373,7 @@ def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:
         return row.mean["dsc"].mean if row.complete else -1.0
 
     def rankable(row: Row) -> bool:
-        return ranked and row.complete and not row.modified
+        return ranked and row.complete and not row.modified and not row.control
 
     rows = list(rows)
     standings = [dsc(row) for row in rows if rankable(row)]

@@ -48,10 +48,11 @@ OFFICIAL = View()
 
 
 class _Evaluated(BaseModel):
-    """What an evaluation's ``spec.json`` says about the weights and the cases it is of."""
+    """What an evaluation's ``spec.json`` says about the weights and the cases it is of, and about the meaning of its numbers."""
 
     train_keys: dict[str, str]
     fingerprint: str
+    numbers: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,8 @@ def _record(run: RunFolder, view: View) -> Record:
         other = sorted(stage for stage, key in evaluated.train_keys.items() if trained.get(stage) != key)
         if other:
             return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
-        record = replace(record, data={**record.data, f"evaluated {spec.heldout}": evaluated.fingerprint})
+        evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
+        record = replace(record, data={**record.data, **evaluation_data})
         return _select(record, run.cases(), view)
     except DgbenchError as error:
         return record.without_rows(_below(run.root, error))

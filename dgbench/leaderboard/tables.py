@@ -130,7 +130,8 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
     )
     lines = [
         BANNERS[compiled.kind],
-        f"Leaderboard {compiled.protocol} version {table.protocol_version}, preset {table.preset}, setting {view.setting}, "
+        f"Leaderboard {compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
+        f"setting {view.setting}, "
         f"threshold {view.threshold:g}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
         f"dgbench {', '.join(table.dgbench)}; seeds {', '.join(map(str, table.seeds))}; cases {cases}; {_troubles(table)}; "
@@ -140,8 +141,8 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
     ]
     if len(compiled.tables) > 1:
         lines.append(
-            f"Table {position} of {len(compiled.tables)}: runs that differ in dgbench Major.Minor, protocol version, preset or data "
-            "are not comparable and never share a table"
+            f"Table {position} of {len(compiled.tables)}: runs that differ in dgbench Major.Minor, protocol version or content, preset or "
+            "data are not comparable and never share a table"
         )
     return tuple(lines)
 

@@ -47,10 +47,12 @@ def _inside_root(folder: str) -> str:
 
 class ProtocolRef(Frozen):
     """The protocol of a run; ``modified`` when its preset was overridden, and then never ``ranked``; ``converged`` when doubling the
-    draws of erm was shown to change its held-out DSC by less than 2 points (protocol.md §1)."""
+    draws of erm was shown to change its held-out DSC by less than 2 points (protocol.md §1). ``content`` is a hash over all that the
+    unmodified preset and the harness put into a number: only runs that agree in it are comparable."""
 
     name: str
     version: int
+    content: Key
     kind: Literal["phantom", "patient"]
     preset: str
     ranked: bool
@@ -68,12 +70,14 @@ class ProtocolRef(Frozen):
 
 
 class MethodRef(Frozen):
-    """The method of a run with its complete configuration."""
+    """The method of a run with its complete configuration. ``draws_factor`` multiplied the protocol's budget: a control row, never
+    ranked, where it is not 1."""
 
     name: str
     version: int
     title: str
     config: dict[str, JsonValue]
+    draws_factor: Annotated[int, Field(ge=1)] = 1
 
 
 class StageRef(Frozen):

@@ -15,8 +15,8 @@ RECIPE = 1
 
 @dataclass(frozen=True)
 class TrainJob:
-    """``cases`` are the source cases of ``split`` (training and validation) and no other; ``centers`` only tells the read guard which
-    files exist; ``identity`` is what ``key`` was computed from."""
+    """``cases`` are the source cases of ``split`` (training and validation) and no other; ``centers`` and ``runs`` (the runs folder: what
+    other runs keep of held-out cases) only tell the read guard what exists; ``identity`` is what ``key`` was computed from."""
 
     stage: str
     resolved: ResolvedProtocol
@@ -33,6 +33,7 @@ class TrainJob:
     device: str
     precision: str
     threads: int
+    runs: Path | None = None
 
     @property
     def steps(self) -> int:

@@ -99,6 +99,8 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
         wanted, job.resolved.protocol, job.cache, lambda case_id, done, total: report(done, total, PREPARING)
     )
     seal(prepared_root(job.cache), (case.folder for case in prepared.values()))  # before any code of the method runs
+    if job.runs is not None:
+        seal(job.runs, (job.folder,))
     method = method_of(job, device)
     make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
     optimizers = list(method.configure_optimizers(make))
