@@ -124,6 +124,10 @@ def test_the_rows_hold_every_case_in_every_setting(tiny: Tiny) -> None:
         assert sorted(held["case"]) == sorted(HELD_OUT), setting
         centers = set(part[part["role"] == "source-val"]["center"])
         assert centers == {"MSD", "RMYY"} | ({"NIH"} if str(setting).startswith("P-") else set())
+    free = rows[rows["role"] == "lesion-free"]
+    assert set(free["setting"]) == {"C-Seg", "F-Seg", "C-Mask", "F-Mask"}
+    assert set(free["center"]) == {"NIH"}
+    assert free["empty_reference"].all()
     assert not rows["failed"].any()
     assert set(rows[rows["setting"] == "C-Mask"]["roi"]) == {"label"}
     assert "label" not in set(rows[rows["setting"].isin(["P-Coarse", "P-Fine", "C-Seg", "F-Seg"])]["roi"])
@@ -156,6 +160,7 @@ def test_every_held_out_case_leaves_a_slice_and_pooled_features(tiny: Tiny) -> N
     assert set(features["stage"]) == set(OWN)
     assert set(features["tissue"]) == {"tumor", "normal"}
     assert set(features[features["role"] == "held-out"]["case"]) == HELD_OUT
+    assert set(features["role"]) == {"held-out", "source-val"}
     assert {len(row) for row in features["features"]} == {8}
     first = features[(features["case"] == min(HELD_OUT)) & (features["stage"] == OWN[-1])]
     tumor, normal = (first[first["tissue"] == tissue]["features"].iloc[0] for tissue in ("tumor", "normal"))

@@ -1,4 +1,4 @@
-"""One evaluation job: trained stages applied to source-validation and held-out cases, raw rows stored (protocol.md §2).
+"""One evaluation job: trained stages applied to source-validation, held-out and lesion-free cases, raw rows stored (protocol.md §2).
 
 It runs in a process of its own and is the first to open a held-out file. Every case's rows are written as they are made, so an interrupted
 evaluation goes on where it stopped.
@@ -175,7 +175,7 @@ def _evaluate_case(
                 rows += _rows(job, case, prepared, reference, result, setting, checkpoint)
             if checkpoint == "source-val" and chain == "Seg" and job.under_test and case.id in job.split.test:
                 case_slice(prepared, job.resolved.protocol, found).save(slice_file(job.folder.parent, case.id))
-        if checkpoint == "source-val" and job.under_test:
+        if checkpoint == "source-val" and job.under_test and _role(job, case) != "lesion-free":
             for stage, predictor in stages.items():
                 pooled = feature_rows(prepared, stage, predictor, job.resolved)
                 features += [
@@ -209,8 +209,14 @@ def _views(job: EvaluationJob) -> list[dict[str, Any]]:
     ]
 
 
+def _role(job: EvaluationJob, case: Case) -> str:
+    if case.id in job.split.test:
+        return "held-out"
+    return "source-val" if case.id in job.split.validation else "lesion-free"
+
+
 def _identity(job: EvaluationJob, case: Case) -> dict[str, Any]:
-    return {"case": case.id, "center": case.center, "role": "held-out" if case.id in job.split.test else "source-val"}
+    return {"case": case.id, "center": case.center, "role": _role(job, case)}
 
 
 def _rows(

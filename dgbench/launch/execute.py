@@ -19,7 +19,7 @@ from dgbench.store.lock import FolderLock
 from dgbench.training.job import TrainJob
 
 Say = Callable[[str], None]
-EVALUATION = 3
+EVALUATION = 4
 """Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
 its own, ``RECIPE``)."""
 NUMBERS = 1

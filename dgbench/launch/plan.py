@@ -77,8 +77,11 @@ class RunPlan:
         return (self.own,) if self.shared is None else (self.shared, self.own)
 
     def evaluated(self, folder: FolderPlan) -> tuple[Case, ...]:
-        """Source-validation and held-out cases, in that order."""
-        wanted = [*folder.training[-1].split.validation, *self.split.test]
+        """Source-validation and held-out cases, then those without a lesion: validation cases of the support centers, on which the stages
+        under test never train and the shared ones have answered already."""
+        validation = folder.training[-1].split.validation
+        seen = self.shared.training[-1].split.validation if self.shared is not None else ()
+        wanted = [*validation, *self.split.test, *(case_id for case_id in seen if case_id not in validation)]
         cases = {case.id: case for center in self.centers.values() for case in center.cases}
         return tuple(cases[case_id] for case_id in wanted)
 

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
 """DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
 
+DETECTION = ("sensitivity", "false_positives", "false_positives_lesion_free")
+"""Share of the reference lesions that are found, in [0, 1]; false-positive lesions per held-out case, and per case of the support
+centers."""
+AMONG_DETECTED = ("asd_detected", "hd95_detected", "centroid_detected")
+"""Distances in mm over the cases where both masks hold voxels: no constant of a policy enters."""
+
 COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
 
 
@@ -234,7 +240,9 @@ def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str
     for record in records:
         if (line := lines.get(record.folder)) is None:
             continue
-        means = {metric: float(line[f"{metric}_mean"]) for metric in METRICS}
+        means = {metric: float(line[f"{metric}_mean"]) for metric in (*METRICS, *AMONG_DETECTED)} | _detection(
+            record, line
+        )
         if math.isnan(means["dsc"]):
             reasons[record.folder] = f"no case left to average: policy {policy.name} excludes all {int(line['n'])}"
         else:
@@ -242,6 +250,16 @@ def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str
     return results, [
         record.without_rows(reasons[record.folder]) if record.folder in reasons else record for record in records
     ]
+
+
+def _detection(record: Record, line: Mapping[str, Any]) -> dict[str, float]:
+    """:data:`DETECTION` of one run from its summary; ``NaN`` where there is nothing to find, or no lesion-free case was evaluated."""
+    free = None if record.lesion_free is None else record.lesion_free["n_false_positive"].dropna()
+    return {
+        "sensitivity": line["n_lesions_found"] / line["n_lesions"] if line["n_lesions"] else math.nan,
+        "false_positives": line["n_false_positive"] / line["n"],
+        "false_positives_lesion_free": math.nan if free is None or free.empty else float(free.mean()),
+    }
 
 
 def _resolve(
@@ -335,12 +353,12 @@ def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
 
 def _over_centers(results: Sequence[_Result]) -> dict[str, float]:
     """The equal-weight mean over centers; ``NaN`` where one center does not define the metric."""
-    return {metric: fmean(result.means[metric] for result in results) for metric in METRICS}
+    return {metric: fmean(result.means[metric] for result in results) for metric in results[0].means}
 
 
 def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
     """Mean and spread over seeds of each metric that every seed defines."""
-    values = {metric: [means[metric] for means in per_seed] for metric in METRICS}
+    values = {metric: [means[metric] for means in per_seed] for metric in (per_seed[0] if per_seed else ())}
     return {
         metric: Score(mean=fmean(numbers), sd=stdev(numbers) if len(numbers) > 1 else None, n_seeds=len(numbers))
         for metric, numbers in values.items()

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import METRICS, Compiled, Row, Score
+from dgbench.leaderboard.compile import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
 from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.tables import BANNERS, REPORTED, describe_policy, printable
 
@@ -21,7 +21,10 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
         "protocol": compiled.protocol,
         "view": {**asdict(view), "official": view.official, "oracle_roi": view.oracle},
         "policy": asdict(compiled.policy),
-        "units": {metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in METRICS},
+        "units": {
+            **{metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in (*METRICS, *AMONG_DETECTED)},
+            **{metric: "fraction" if metric == "sensitivity" else "lesions per case" for metric in DETECTION},
+        },
         "unreadable": compiled.problems,
         "tables": [{**asdict(table), "rows": [_row_json(row) for row in table.rows]} for table in compiled.tables],
     }
@@ -42,7 +45,7 @@ def _row_json(row: Row) -> dict[str, Any]:
 
 CSV_COLUMNS = (
     *("status", "rank", "method", "center", "seeds", "n", "n_excluded", "n_empty_prediction", "n_failed"),
-    *(name for metric in METRICS for name in (metric, f"{metric}_sd")),
+    *(name for metric in (*METRICS, *AMONG_DETECTED, *DETECTION) for name in (metric, f"{metric}_sd")),
     *("dgbench", "protocol_version", "preset", "data", "notes", "command"),
 )
 

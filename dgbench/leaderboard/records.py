@@ -57,7 +57,8 @@ class _Evaluated(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run. ``rows`` are its held-out case rows in the view; they are absent exactly where ``reason`` says why.
+    """One run. ``rows`` are its held-out case rows in the view; they are absent exactly where ``reason`` says why. ``lesion_free`` are
+    those of the support centers' cases, where the evaluation has them.
 
     ``data`` names the data it depends on: runs that give one name different identities are not comparable.
     """
@@ -68,10 +69,11 @@ class Record:
     data: Mapping[str, str]
     reason: str | None = None
     rows: "pd.DataFrame | None" = None
+    lesion_free: "pd.DataFrame | None" = None
 
     def without_rows(self, reason: str) -> "Record":
         """The same record, not counted, because of ``reason``."""
-        return replace(self, rows=None, reason=" ".join(reason.split()))
+        return replace(self, rows=None, lesion_free=None, reason=" ".join(reason.split()))
 
 
 def read_records(
@@ -140,6 +142,7 @@ def _select(record: Record, cases: "pd.DataFrame", view: View) -> Record:
     if lacking:
         return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
     chosen = (cases["role"] == "held-out").to_numpy()
+    free = (cases["role"] == "lesion-free").to_numpy()
     matches = {
         "setting": cases["setting"] == view.setting,
         "checkpoint": cases["checkpoint"] == view.checkpoint,
@@ -147,6 +150,7 @@ def _select(record: Record, cases: "pd.DataFrame", view: View) -> Record:
     }
     for column, match in matches.items():
         before, chosen = chosen, chosen & np.asarray(match)
+        free = free & np.asarray(match)
         if not chosen.any():
             known = ", ".join(map(str, sorted(set(cases[column][before])))) or "no held-out rows"
             return record.without_rows(f"evaluation holds no {column} {getattr(view, column)} (stored: {known})")
@@ -154,7 +158,7 @@ def _select(record: Record, cases: "pd.DataFrame", view: View) -> Record:
     twice = rows["case"].duplicated()
     if twice.any():
         return record.without_rows(f"evaluation holds case {rows['case'][twice].iloc[0]} more than once")
-    return replace(record, rows=rows)
+    return replace(record, rows=rows, lesion_free=cases.loc[free, list(RAW_COLUMNS)] if free.any() else None)
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:

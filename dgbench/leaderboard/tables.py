@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import METRICS, Compiled, Row, Score, Table, resolve_policy
+from dgbench.leaderboard.compile import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table, resolve_policy
 from dgbench.leaderboard.published import Published, Reported
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
@@ -76,6 +76,8 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
     sheets: list[Sheet] = []
     for position, table in enumerate(compiled.tables, start=1):
         sheets.append(_table_sheet(compiled, table, position))
+        if any(row.complete for row in table.rows):
+            sheets.append(_detection_sheet(table))
         if table.missing:
             sheets.append(_missing_sheet(table))
     if not sheets:
@@ -117,6 +119,39 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
         footer=("undefined: no case of a center defines the metric under this policy",) if undefined else (),
         numeric=frozenset(columns) - {"method", NOTES},
     )
+
+
+def _detection_sheet(table: Table) -> Sheet:
+    words = {
+        "sensitivity": "sensitivity",
+        "false_positives": "FP per case",
+        "false_positives_lesion_free": "FP per lesion-free case",
+        **{metric: f"{HEADERS[metric.removesuffix('_detected')]} among detected" for metric in AMONG_DETECTED},
+    }
+    rows = [
+        (row.label, *(_detection_cell(metric, row.mean.get(metric)) for metric in words))
+        for row in table.rows
+        if row.complete
+    ]
+    return Sheet(
+        heading=(
+            "Detection: means over centers, complete rows in the order of the table above",
+            "sensitivity: lesions found, in percent; FP: predicted lesions without a counterpart; lesion-free: cases of the support "
+            "centers; among detected: mm, over cases where both masks hold voxels, so that rows average different cases",
+        ),
+        columns=("method", *words.values()),
+        rows=tuple(rows),
+        numeric=frozenset(words.values()),
+    )
+
+
+def _detection_cell(metric: str, score: Score | None) -> str:
+    """Points for the sensitivity, two decimals for counts, one for mm."""
+    if score is None:
+        return "not evaluated" if metric == "false_positives_lesion_free" else UNDEFINED
+    scale, digits = (100, 1) if metric == "sensitivity" else (1, 2 if metric in DETECTION else 1)
+    spread = "" if score.sd is None else f" ± {scale * score.sd:.{digits}f}"
+    return f"{scale * score.mean:.{digits}f}{spread}"
 
 
 def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]:
