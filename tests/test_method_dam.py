@@ -6,6 +6,7 @@ import torch
 from method_fixtures import assert_predicts_as_the_backbone, cases, make, paper_cost
 
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.sharpness import gaussian_blur
 from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
 from dgbench_methods.dam import OPERATIONS
@@ -84,12 +85,57 @@ def test_operation_changes_the_image_stays_in_range_and_moves_the_label_only_wit
         assert set(moved.unique().tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_gray_values_change_by_a_third_of_the_largest_magnitude(sign: int) -> None:
+    x = cases().image[:1] * 0.6 + 0.2
+    low, high, s = x.min(), x.max(), sign / 3
+    expected = {
+        "brightness": x * (1 + 0.9 * s),
+        "contrast": (x - x.mean()) * (1 + 0.9 * s) + x.mean(),
+        "gamma": ((x - low) / (high - low)) ** 2**s * (high - low) + low,
+        "solarize": torch.where(x < 2 / 3, x, 1 - x),
+        "posterize": (x * 128).floor() / 128,
+        "autocontrast": (x - low) / (high - low),
+        "invert": 1 - x,
+        "sharpness": x + 0.9 * s * (x - gaussian_blur(x, 1.0)),
+        "blur": gaussian_blur(x, 0.5),
+    }
+    for operation, wanted in expected.items():
+        draw = Draw(operation, 1 / 3, sign, (1, 2))
+        changed, _ = build().apply_one(draw, x, cases().label[0], torch.Generator())
+        assert torch.allclose(changed, wanted.clamp(0, 1), atol=1e-5), operation
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_shear_and_rotation_have_the_magnitudes_of_the_card(sign: int) -> None:
+    method, image = build(), cases().image[:1]
+    matrix, _ = method.motion(Draw("shear", 1 / 3, sign, (2, 0)), image)
+    expected = torch.eye(3, dtype=torch.float64)
+    expected[2, 0] = 0.1 * sign
+    assert torch.allclose(matrix, expected)
+    matrix, _ = method.motion(Draw("rotate", 1 / 3, sign, (2, 0)), image)
+    size = torch.tensor(method.setup.task.spacing, dtype=torch.float64)
+    turn = matrix * size[:, None] / size  # in mm
+    assert turn[0].tolist() == [1, 0, 0]
+    assert torch.rad2deg(torch.atan2(turn[2, 1], turn[1, 1])).item() == pytest.approx(10 * sign)
+
+
 def test_translation_moves_image_and_label_by_a_quarter_of_the_side() -> None:
     method, data = build(), cases()
     image, label = method.apply_one(Draw("translate", 1.0, 1, (2, 1)), data.image[:1], data.label[0], torch.Generator())
     assert torch.allclose(image[0, ..., :12], data.image[0, ..., 4:], atol=1e-5)
     assert torch.equal(label[..., :12], data.label[0, ..., 4:])
     assert not image[..., 12:].any()
+
+
+def test_two_noises_of_a_view_are_not_the_same_noise() -> None:
+    method = build(operations=["noise"])
+    data = cases()
+    data = data.with_image(torch.full_like(data.image, 0.5))
+    step = next(s for s in range(100) if len(method.draw(TrainingContext(step=s), 0)) == 2)
+    first, second = method.draw(TrainingContext(step=step), 0)
+    added = (method.strong_view(data, TrainingContext(step=step))[0][0] - 0.5).std().item()
+    assert added == pytest.approx(0.1 * (first.size**2 + second.size**2) ** 0.5, rel=0.1)
 
 
 def test_two_dimensions() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from method_fixtures import ERM_GFLOPS, assert_prediction_changes_nothing, cases, make, paper_cost
-from torch import nn
+from torch import Tensor, nn
 
 from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
@@ -44,13 +44,46 @@ def test_domain_filter_that_ignores_its_input_cancels() -> None:
     assert torch.allclose(found[0], found[1], atol=1e-5)
 
 
-def test_sign_of_the_domain_branch_matters() -> None:
-    heads = {}
-    for combine in ("subtract", "add"):
-        method = build(combine=combine).eval()
-        with torch.no_grad():
-            heads[combine] = method.run(cases().image)[0]
-    assert not torch.allclose(heads["subtract"], heads["add"], atol=1e-4)
+@pytest.mark.parametrize(("combine", "sign"), [("subtract", -1), ("add", 1)])
+@torch.no_grad()
+def test_head_is_the_publications_formula_case_by_case(combine: str, sign: int) -> None:
+    """Three centers, two classes: one filter from the code and three from the content, weights first, each of one case alone."""
+
+    def whole(x: Tensor) -> Tensor:
+        return (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt()
+
+    def leaky(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.01 * x)
+
+    def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.einsum("oi,idhw->odhw", weight.view(len(bias), -1), x) + bias[:, None, None, None]
+
+    method = build(3, combine=combine).eval()
+    generator = torch.Generator().manual_seed(4)
+    decoder, code, content = (torch.randn(2, *s, generator=generator) for s in ((8, 3, 4, 5), (3,), (64,)))
+    found = method.head(decoder, code, content)
+    for case in range(2):
+        x = mix(decoder[case], method.static.weight, method.static.bias)  # type: ignore[arg-type]
+        x = leaky(torch.stack([whole(channel) for channel in x]))
+        values = method.domain_controller(code[case])
+        x = leaky(x + sign * whole(mix(x, values[:36], values[36:])))
+        first, second, last, *biases = method.content_controller(content[case]).split([36, 36, 12, 6, 6, 2])
+        x = leaky(whole(mix(x, first, biases[0])))
+        x = leaky(whole(mix(x, second, biases[1])))
+        assert torch.allclose(found[case], mix(x, last, biases[2]), atol=1e-5)
+
+
+@torch.no_grad()
+def test_predictor_reads_the_means_of_the_stages_from_the_bottleneck_up() -> None:
+    method, means = build().eval(), {}
+
+    def tap(stage: str, x: Tensor) -> Tensor:
+        means[stage] = x.mean((2, 3, 4))
+        return x
+
+    method.backbone.features(cases().image, tap)
+    expected = method.predictor(torch.cat([means[stage] for stage in ("layer4", "layer2", "layer1", "layer0")], 1))
+    assert torch.allclose(method.run(cases().image)[1], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +118,11 @@ def test_predictors_loss_reaches_nothing_but_the_predictor_and_the_content_does_
     moved = {name.split(".")[0] for name, p in method.named_parameters() if p.grad is not None}
     assert moved == {"predictor"}
     method.zero_grad()
-    x = torch.randn(2, 8, 4, 8, 8)
-    content = torch.randn(2, 64, requires_grad=True)
-    method.head(x, torch.eye(2), content)[:, 1].sum().backward()  # type: ignore[no-untyped-call]
-    assert content.grad is not None
-    assert bool(content.grad.any())
+    nn.init.zeros_(method.static.weight)  # type: ignore[arg-type]
+    logits, _ = method.run(cases().image, cases().domain)
+    logits[:, 1].sum().backward()  # type: ignore[no-untyped-call]
+    assert not any(p.grad.any() for p in method.backbone.up1.parameters() if p.grad is not None)
+    assert method.backbone.stem.weight.grad.any()  # type: ignore[union-attr, operator]
 
 
 def test_training_uses_the_true_center_and_prediction_the_predicted_one() -> None:

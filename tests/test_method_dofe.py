@@ -106,6 +106,28 @@ def test_phases_pretrain_look_and_train() -> None:
     assert not torch.allclose(method.pool, before, atol=1e-4)
 
 
+def test_prototypes_are_summed_in_float32_in_mixed_precision() -> None:
+    method = build()
+    with TrainingContext(precision="bf16").autocast():
+        sums, _ = method.by_center(torch.full((2, 64), 1.001), torch.tensor([1, 1]), TrainingContext())
+    assert sums[1, 0].item() == pytest.approx(2.002)
+    assert not sums[0].any()
+
+
+def test_code_is_of_the_largest_values_and_mixes_the_prototypes() -> None:
+    """Against the formula: largest value of each channel, normalised over channels, ReLU, a linear layer to the centers."""
+    method, h = build(), features()
+    method.pool.normal_(generator=torch.Generator().manual_seed(0))
+    enriched, code, mean = method.enrich(h)
+    largest = torch.nn.functional.layer_norm(h.amax((2, 3, 4)), (64,)).relu()
+    weight, bias = method.code[2].weight.flatten(1), method.code[2].bias  # type: ignore[union-attr, operator]
+    assert torch.allclose(code, largest @ weight.T + bias, atol=1e-5)  # type: ignore[operator]
+    normalised = torch.nn.functional.group_norm(h, 8)
+    assert torch.allclose(mean, normalised.mean((2, 3, 4)), atol=1e-6)
+    mixture = (torch.softmax(code, 1) @ method.pool)[:, :, None, None, None]
+    assert torch.allclose(enriched, h + torch.tanh(method.gate(normalised)) * mixture, atol=1e-5)
+
+
 def test_frozen_pool_stays() -> None:
     method = build(pool_update="frozen", prototypes=0.1)
     steps(method, 9)
@@ -126,11 +148,11 @@ def test_one_center_leaves_the_other_prototypes_to_the_bit() -> None:
 
 
 def test_code_learns_from_its_own_loss_and_the_pool_gets_no_gradient() -> None:
-    method = build(code_weight=1.0)
+    method = build(code_weight=2.0)
     method.pool.normal_(generator=torch.Generator().manual_seed(0))
     losses = method.training_step(cases(), TrainingContext(phase="train"))
     losses["loss"].backward()  # type: ignore[no-untyped-call]
-    assert torch.allclose(losses["loss"], losses["seg"] + losses["code"])
+    assert torch.allclose(losses["loss"], losses["seg"] + 2 * losses["code"])
     assert all(
         p.grad is not None and bool(p.grad.any()) for p in [*method.code.parameters(), *method.gate.parameters()]
     )

@@ -60,10 +60,18 @@ def test_loss_is_the_sum_and_the_regression_reaches_the_encoder_alone() -> None:
     assert torch.allclose(losses["loss"], losses["seg"] + 2 * losses["hog"])
     assert torch.equal(losses["seg"], segmentation_loss(method.logits(data.image), data.label))
     _, answer = method(data.image)
+    assert torch.allclose(losses["hog"], (answer - hog_map(data.image)).square().mean())
     answer.square().mean().backward()  # type: ignore[no-untyped-call]
     assert method.backbone.stem.weight.grad is not None  # type: ignore[union-attr]
     assert bool(method.backbone.stem.weight.grad.any())  # type: ignore[union-attr, operator]
     assert all(p.grad is None for p in [*method.backbone.up1.parameters(), *method.backbone.head.parameters()])
+
+
+@torch.no_grad()
+def test_vector_is_regressed_from_the_largest_values_of_each_slice() -> None:
+    method, encoder = build(target="vector"), torch.randn(2, 64, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = [method.hog_head(encoder[:, :, z].flatten(2).max(2).values) for z in range(3)]
+    assert torch.allclose(method.regress(encoder), torch.stack(expected, 1), atol=1e-6)
 
 
 def test_literal_bug_regresses_zeros() -> None:

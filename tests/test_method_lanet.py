@@ -64,6 +64,40 @@ def test_closed_gates_leave_the_plain_backbone_and_open_ones_do_not(size: str) -
         assert torch.allclose(method.logits(image), plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("level", ["up3", "up2", "up1"])
+def test_every_level_of_the_decoder_has_its_gate(level: str) -> None:
+    method, image = build().eval(), batch().image
+    close_gates(method)
+    gate = method.branch.gates[level]
+    with torch.no_grad():
+        plain = method.logits(image)
+        torch.nn.init.constant_(gate.attend.bias, 0.0)
+        assert not torch.allclose(method.logits(image), plain, atol=1e-3)
+        s, g = torch.randn(2, 1, gate.bring.in_channels, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+        opened = torch.sigmoid(gate.attend(torch.cat([s, g], 1)))
+        assert torch.allclose(gate(s, g), s + opened * gate.bring(g))
+
+
+@torch.no_grad()
+def test_edge_decoder_has_the_skips_and_the_thin_branch_reads_the_last_feature() -> None:
+    full, lite, image, at = build().eval(), build(size="lite").eval(), batch().image, {}
+
+    def tap(stage: str, x: Tensor) -> Tensor:
+        at[stage] = x
+        return x
+
+    full.backbone.features(image, tap)
+    edge = at["fusion"]
+    for level, skip in (("up3", "layer2"), ("up2", "layer1"), ("up1", "layer0")):
+        edge = full.branch.blocks[level](full.backbone.upsample(edge) + at[skip])
+    assert torch.allclose(full(image)[1], full.branch.head(edge), atol=1e-5)
+    lite.backbone.features(image, tap)
+    thin = lite.branch.stem(at["up1"])
+    strengthened = at["up1"] * (1 + torch.sigmoid(lite.branch.gate(thin)))
+    assert torch.allclose(lite(image)[0], lite.backbone.head(strengthened), atol=1e-5)
+    assert torch.allclose(lite(image)[1], lite.branch.head(thin), atol=1e-5)
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_edge_loss_reaches_the_encoder_and_not_with_weight_zero(size: str) -> None:
     data, gradients = batch(), {}
@@ -85,7 +119,11 @@ def test_edge_loss_reaches_the_encoder_and_not_with_weight_zero(size: str) -> No
 def test_prediction_is_the_segmentation_and_changes_nothing(size: str) -> None:
     method, image = build(size=size).eval(), batch().image
     with torch.no_grad():
-        assert torch.equal(assert_prediction_changes_nothing(method, image), torch.sigmoid(method(image)[0]))
+        expected = torch.sigmoid(method(image)[0])
+    assert torch.equal(assert_prediction_changes_nothing(method, image), expected)
+    method.deploy()
+    assert torch.equal(assert_prediction_changes_nothing(method, image), expected)
+    assert not any(name.startswith("branch.head") for name in method.state_dict())
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -34,6 +34,15 @@ def test_column_ramp_is_in_the_first_bin() -> None:
     assert normalise(cells, "L1")[0, 0, 0, 0].item() == pytest.approx(0.999995, abs=1e-6)
 
 
+def test_no_gradient_is_lost_just_below_180_degrees() -> None:
+    """A step along the columns that tilts by less than float32 resolves: its orientation is rounded to 180, its magnitude counts."""
+    column, row = torch.arange(16.0).expand(16, 16), torch.arange(16.0)[:, None]
+    tilted = (column > 7).float() - 1e-8 * row
+    cells = cell_histograms(tilted[None, None], 16)
+    assert cells.sum().item() == pytest.approx(2 * 16 / 256)
+    assert cells[0, 8].item() >= 14 / 256
+
+
 @pytest.mark.parametrize(
     ("cell", "orientations", "length"), [(8, 9, 3780), (8, 6, 2520), (8, 4, 1680), (16, 9, 756), (16, 6, 504)]
 )

@@ -29,6 +29,19 @@ def test_perimeter_of_a_square(side: int) -> None:
     assert boundary_size(p, 2, eps=0).item() == pytest.approx(4 * side - 2 + sqrt(2), rel=1e-12)
 
 
+def test_boundary_is_that_of_the_release_where_a_shape_is_not_symmetric() -> None:
+    """Differences to the previous voxels, pixel by pixel; those to the next ones give another sum."""
+    p = torch.rand(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cells = [(i, j) for i in range(1, 6) for j in range(1, 9)]
+    released = sum(sqrt((p[i, j] - p[i - 1, j]) ** 2 + (p[i, j] - p[i, j - 1]) ** 2 + 1e-8) for i, j in cells)
+    assert boundary_size(p, 2).item() == pytest.approx(released, rel=1e-12)
+    assert boundary_size(p.flip(0, 1), 2).item() != pytest.approx(released, rel=1e-2)
+    q = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps = [q[1:, 1:, 1:] - other for other in (q[:-1, 1:, 1:], q[1:, :-1, 1:], q[1:, 1:, :-1])]
+    expected = (sum(step**2 for step in steps) + 1e-8).sqrt().sum()  # type: ignore[union-attr]
+    assert boundary_size(q, 3).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_square_gives_the_reference_values() -> None:
     p = box((64, 64), 20, 16)
     assert boundary_size(p, 2, eps=0).item() == pytest.approx(63.414214, abs=1e-6)

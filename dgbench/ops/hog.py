@@ -1,6 +1,7 @@
 """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), as scikit-image defines them."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,9 @@ def cell_histograms(image: Tensor, cell: int, orientations: int = 9) -> Tensor:
         strongest = magnitude.argmax(1, keepdim=True)
         rows, columns, magnitude = (part.gather(1, strongest) for part in (rows, columns, magnitude))
     angle = torch.rad2deg(torch.atan2(rows, columns)) % 180
-    width = 180 / orientations
-    bins = torch.cat([magnitude * ((angle >= width * i) & (angle < width * (i + 1))) for i in range(orientations)], 1)
+    # no upper end: in float32 the remainder of a small negative angle is 180
+    edges = [*(180 / orientations * i for i in range(orientations)), math.inf]
+    bins = torch.cat([magnitude * ((angle >= low) & (angle < high)) for low, high in pairwise(edges)], 1)
     return F.avg_pool2d(bins, cell)
 
 

@@ -59,9 +59,9 @@ class DAM(Method[DAMConfig]):
         """Image and label of every case under a policy of its own."""
         images, labels = [], []
         for index, (image, label) in enumerate(zip(batch.image, batch.label, strict=True)):
-            changed, moved = image[None], label
+            changed, moved, noise = image[None], label, ctx.generator("noise", index)
             for draw in self.draw(ctx, index):
-                changed, moved = self.apply_one(draw, changed, moved, ctx.generator("noise", index))
+                changed, moved = self.apply_one(draw, changed, moved, noise)
             images.append(changed[0])
             labels.append(moved)
         return torch.stack(images), torch.stack(labels)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dgbench.method import Batch, Method, Phase, Sampling, Setup, StepContext
 from dgbench.nets import point_conv
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.precision import full_precision
 from dgbench_methods.dofe import INFO, DoFEConfig
 
 STAGE = "layer4"
@@ -66,8 +67,9 @@ class DoFE(Method[DoFEConfig]):
         (B, C), from which prototypes are made."""
         normalised = self.norm(features.float())
         pooled = self.reduced(features).float().amax(tuple(range(2, features.ndim)), keepdim=True)
-        code = self.code(pooled).float().flatten(1)
-        mixture = (torch.softmax(code, 1) @ self.pool).view(*features.shape[:2], *[1] * (features.ndim - 2))
+        with full_precision(features):
+            code = self.code(pooled).flatten(1)
+            mixture = (torch.softmax(code, 1) @ self.pool).view(*features.shape[:2], *[1] * (features.ndim - 2))
         enriched = features + (torch.tanh(self.gate(normalised)) * mixture).to(features.dtype)
         return enriched, code, normalised.mean(tuple(range(2, features.ndim)))
 
@@ -105,7 +107,7 @@ class DoFE(Method[DoFEConfig]):
         seg = segmentation_loss(logits, batch.label)
         told = F.mse_loss(torch.softmax(code, 1), target)
         if self.config.pool_update == "ema":
-            self.update(mean.detach(), batch.domain, ctx)
+            self.update(mean, batch.domain, ctx)
         return {"loss": seg + self.config.code_weight * told, "seg": seg.detach(), "code": told.detach()}
 
     def observe(self, batch: Batch, ctx: StepContext) -> None:
@@ -127,11 +129,11 @@ class DoFE(Method[DoFEConfig]):
         power = counts / IMAGES_PER_UPDATE if self.config.lambda_mode == "image" else torch.ones_like(counts)
         kept = (self.config.momentum**power)[:, None]
         moved = kept * self.pool + (1 - kept) * sums / counts.clamp(min=1)[:, None]
-        self.pool = torch.where(
-            counts[:, None] > 0, moved, self.pool
-        )  # not in place: the step's gradient still needs the old one
+        # not in place: the step's gradient still needs the old one
+        self.pool = torch.where(counts[:, None] > 0, moved, self.pool)
 
     def by_center(self, mean: Tensor, domain: Tensor, ctx: StepContext) -> tuple[Tensor, Tensor]:
-        """Sums (n_sources, C) and numbers (n_sources,) of cases by center, over all devices."""
+        """Sums (n_sources, C) and numbers (n_sources,) of cases by center, over all devices; in float32."""
         member = F.one_hot(domain, self.setup.n_sources).to(mean.dtype)
-        return ctx.all_reduce(member.T @ mean), ctx.all_reduce(member.sum(0))
+        with full_precision(mean):
+            return ctx.all_reduce(member.T @ mean), ctx.all_reduce(member.sum(0))

@@ -69,8 +69,8 @@ class LANet(Method[LANetConfig]):
         else:
             self.branch = LiteBranch(net.ndim, net.width, config.edge_channels, out)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the segmentation and of its edge."""
+    def run(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the segmentation, and the edge branch's last features."""
         branch = self.branch
         kept: dict[str, Tensor] = {}
         edge = image  # replaced as the decoder goes
@@ -96,12 +96,16 @@ class LANet(Method[LANetConfig]):
             return x + torch.sigmoid(branch.gate(edge)) * x
 
         decoder = self.backbone.features(image, beside if self.config.size == "full" else after).decoder
-        return self.backbone.head(decoder), branch.head(edge)
+        return self.backbone.head(decoder), edge
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the segmentation and of its edge."""
+        logits, edge = self.run(image)
+        return logits, self.branch.head(edge)
 
     def logits(self, image: Tensor) -> Tensor:
-        """Segmentation logits; the edge branch takes part."""
-        answer: Tensor = self(image)[0]
-        return answer
+        """Segmentation logits; the edge branch takes part, its head does not."""
+        return self.run(image)[0]
 
     def edge_of(self, label: Tensor) -> Tensor:
         """The edge of a label (B, C, *spatial) as float: its own outer voxels, or those and the ones around them (``band``)."""
@@ -116,3 +120,7 @@ class LANet(Method[LANetConfig]):
         seg = segmentation_loss(logits, batch.label)
         edge = segmentation_loss(edge_logits, self.edge_of(batch.label))
         return {"loss": seg + self.config.edge_weight * edge, "seg": seg.detach(), "edge": edge.detach()}
+
+    def deploy(self) -> None:
+        """The edge head goes, and :meth:`forward` with it."""
+        del self.branch.head
