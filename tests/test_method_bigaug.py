@@ -3,14 +3,17 @@
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from method_fixtures import assert_predicts_as_the_backbone, make, paper_cost
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 
 from dgbench.errors import DgbenchError
 from dgbench.method import Batch, Setup
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.warp import elastic_displacement
 from dgbench.registry import find_method, load_class
 from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
@@ -103,6 +106,7 @@ def test_magnitudes_fill_their_ranges() -> None:
         for values, (low, high) in zip(zip(*(d[name] for d in draws), strict=True), bounds, strict=True):
             assert low <= min(values) < low + 0.05 * (high - low)
             assert high - 0.05 * (high - low) < max(values) <= high
+            assert len(set(values)) == len(values), "no whole numbers, no constant"
 
 
 def test_leaving_a_transform_out_changes_no_other() -> None:
@@ -181,6 +185,56 @@ def test_what_each_intensity_transform_does() -> None:
     assert changed("sharpen")[0].std() > image.std()
 
 
+def test_the_six_come_one_after_the_other() -> None:
+    """Written out on scipy's filter, with each magnitude of the draw."""
+    data, ctx = batch(1), TrainingContext(seed=11, step=2)
+    method = build(p=1.0, transforms=INTENSITY)
+    draws = method.draw(ctx, 0)
+    image = data.image.double().numpy()[0, 0]
+    unit = image.std(ddof=1)
+    expected = gaussian_filter(image, draws["blur"][0], mode="reflect")
+    first, second, amount = draws["sharpen"]
+    base = gaussian_filter(expected, first, mode="reflect")
+    expected = base + amount * (base - gaussian_filter(base, second, mode="reflect"))
+    noise = torch.randn(data.image.shape, generator=ctx.generator("noise", 0)).numpy()[0, 0]
+    expected = expected + draws["noise"][0] * unit * noise + draws["brightness"][0]
+    low, extent = expected.min(), np.ptp(expected)
+    expected = ((expected - low) / extent) ** draws["gamma"][0] * extent + low
+    scale, shift = draws["perturbation"]
+    expected = expected * (1 + scale) + shift
+    np.testing.assert_allclose(method.augment(data, ctx).image[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_the_three_read_the_image_where_one_after_the_other_would() -> None:
+    """Elastic deformation of the scaled, rotated image: the source of voxel p is c + R / s (p - c + u(p)), R rigid in mm."""
+    data, ctx = batch(1), TrainingContext(seed=11, step=2)
+    method = build(p=1.0, transforms=SPATIAL)
+    draws, spacing = method.draw(ctx, 0), np.array(method.setup.task.spacing)
+    rotation = np.eye(3)
+    for plane, degrees in zip(((0, 1), (0, 2), (1, 2)), draws["rotation"], strict=True):
+        turn, angle = np.eye(3), np.radians(degrees)
+        turn[np.ix_(plane, plane)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        rotation = rotation @ turn
+    assert len(set(spacing)) > 1
+    matrix = rotation * spacing / spacing[:, None] / draws["scaling"][0]
+    sigma, amplitude = draws["elastic"]
+    field = elastic_displacement(SHAPE, ctx.generator("elastic", 0), sigma=sigma, amplitude=amplitude).numpy()
+    center = (np.array(SHAPE).reshape(3, 1, 1, 1) - 1) / 2
+    source = center + np.einsum("ij,jabc->iabc", matrix, np.indices(SHAPE) - center + field) + 2
+    out = method.augment(data, ctx)
+    for found, given, order, atol in ((out.image, data.image, 1, 1e-4), (out.label, data.label, 0, 0)):
+        expected = map_coordinates(np.pad(given[0, 0].numpy(), 2), source, order=order)
+        np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=atol)
+
+
+def test_noise_is_in_units_of_each_channels_own_deviation() -> None:
+    data = batch(1, channels=2)
+    data.image[:, 1] *= 10
+    noise = only("noise").augment(data, TrainingContext(seed=5)).image - data.image
+    ratio = (noise[0, 1].std() / noise[0, 0].std()).item()
+    assert ratio == pytest.approx((data.image[0, 1].std() / data.image[0, 0].std()).item(), rel=0.05)
+
+
 def test_noise_is_in_units_of_the_cases_own_deviation_or_of_the_range() -> None:
     data, ctx = batch(), TrainingContext(seed=5)
     larger = data.with_image(10 * data.image)
@@ -217,6 +271,14 @@ def test_each_case_has_its_own_draws_whatever_is_beside_it(cases: int) -> None:
     assert torch.equal(out.image[:1], alone.image)
     for index in range(1, cases):
         assert not torch.equal(out.image[index], out.image[0])
+
+
+@pytest.mark.parametrize("name", ["noise", "elastic"])
+def test_cases_with_equal_magnitudes_have_their_own_noise_and_field(name: str) -> None:
+    fixed = {"noise_std": (0.5, 0.5), "elastic_sigma": (10, 10), "elastic_amplitude": (900, 900)}
+    twice = Batch(batch(1).image.repeat(2, 1, 1, 1, 1), batch(1).label.repeat(2, 1, 1, 1, 1), torch.arange(2))
+    out = only(name, **fixed).augment(twice, TrainingContext())
+    assert not torch.allclose(out.image[0], out.image[1], atol=1e-3)
 
 
 def test_draws_are_a_function_of_the_step_and_leave_the_global_generator_alone() -> None:

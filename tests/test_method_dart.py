@@ -81,6 +81,7 @@ def test_branches_start_alike_part_and_unite_with_moments_of_their_own() -> None
     assert all(same(build_into.backbone, branch) for branch in build_into.branches)
     moments = [next(iter(optimizer.state.values()))["exp_avg"] for optimizer in ctx.optimizers]
     assert not torch.equal(moments[0], moments[1])
+    assert {int(state["step"]) for optimizer in ctx.optimizers for state in optimizer.state.values()} == {2}
 
 
 def test_ensemble_never_unites() -> None:
@@ -149,6 +150,24 @@ def test_ensemble_of_equal_branches_is_one_of_them() -> None:
         assert torch.allclose(method.predict(image), torch.sigmoid(method.backbone(image)), atol=1e-7)
         method.deploy()
         assert len(method.branches) == 2
+
+
+def test_ensemble_is_the_mean_of_probabilities() -> None:
+    method, image = build(deploy="ensemble"), cases().image
+    steps(method, 1)
+    method.eval()
+    with torch.no_grad():
+        for branch, bias in zip(method.branches, (-4.0, 1.0), strict=True):
+            torch.nn.init.constant_(branch.head.bias, bias)  # type: ignore[arg-type]
+        parts = [torch.sigmoid(branch(image)) for branch in method.branches]
+        expected = (parts[0] + parts[1]) / 2
+        assert torch.allclose(method.predict(image), expected, atol=1e-6)
+        method.deploy()
+        assert torch.allclose(method.predict(image), expected, atol=1e-6)
+
+
+def test_a_step_holds_one_case_of_every_center() -> None:
+    assert build().sampling(3, 20) == "per-center"
 
 
 def test_three_centers_have_four_branches() -> None:

@@ -1,5 +1,6 @@
 """erm_nnaug: how often and how strongly each of nnU-Net's transforms comes, by the shape of the crop, and nothing at prediction."""
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from dgbench.errors import DgbenchError
 from dgbench.method import Batch, Setup
+from dgbench.ops.contrast import gamma_curve, scale_contrast
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.sharpness import gaussian_blur, low_resolution
 from dgbench.registry import find_method, load_class
 from dgbench.testing import small_setup
 from dgbench.training.step import TrainingContext
@@ -146,6 +149,7 @@ def test_flat_crops_turn_in_the_plane_by_any_angle_and_others_by_thirty_degrees_
     assert is_flat((32, 128, 128))
     assert is_flat((64, 224, 224))
     assert not is_flat((16, 32, 48))
+    assert not is_flat((64, 16, 64))
     method = only("rotation")
     flat = angles(method, (32, 128, 128))
     assert torch.allclose(flat[:, 0], torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
@@ -218,6 +222,31 @@ def test_brightness_is_about_the_mean_in_units_of_the_case_and_about_zero_in_tho
     assert centered.mean().item() == pytest.approx(data.image.mean().item(), abs=1e-6)
     plain = only("brightness", unit="range").augment(data, ctx).image
     assert torch.allclose(plain, factor * data.image, atol=1e-6)
+
+
+def test_the_six_come_one_after_the_other() -> None:
+    """Each with one possible magnitude, in nnU-Net's order."""
+    fixed = {"blur_sigma": (0.7, 0.7), "brightness": (1.2, 1.2), "contrast": (1.1, 1.1), "low_resolution": (0.5, 0.5)}
+    data, never = batch(1), {**NEVER, **dict.fromkeys((f"{name}_p" for name in INTENSITY[1:]), 1.0)}
+    method = build(**never, **fixed, gamma=(1.5, 1.5), channel_p=1.0)
+    expected = gaussian_blur(data.image, 0.7)
+    expected = scale_contrast((expected - expected.mean()) * 1.2 + expected.mean(), 1.1)
+    expected = low_resolution(expected, (0.5, 0.5, 0.5))
+    expected = gamma_curve(expected, 1.5, invert=True, retain_statistics=True)
+    expected = gamma_curve(expected, 1.5, retain_statistics=True)
+    assert torch.allclose(method.augment(data, TrainingContext()).image, expected, atol=1e-5)
+
+
+def test_blur_is_drawn_for_each_axis_and_flat_crops_keep_the_resolution_of_their_slices() -> None:
+    point = torch.zeros(1, 1, 16, 16, 16)
+    point[..., 8, 8, 8] = 1
+    spread = only("blur").augment(Batch(point, point, torch.tensor([0])), TrainingContext()).image[0, 0]
+    along = [spread[7, 8, 8], spread[8, 7, 8], spread[8, 8, 7]]
+    assert min(abs(a - b) for a, b in combinations(along, 2)) > 1e-3
+    for side, same in ((4, True), (16, False)):
+        image = torch.rand(1, 1, side, 1, 1, generator=torch.Generator().manual_seed(1)).expand(1, 1, side, 16, 16)
+        out = only("low_resolution", low_resolution=(0.5, 0.5)).augment(batch(1).with_image(image), TrainingContext())
+        assert torch.allclose(out.image, image) is same
 
 
 def test_gamma_retains_mean_and_deviation_of_the_case() -> None:

@@ -60,6 +60,44 @@ def test_statistics_are_detached() -> None:
     assert torch.allclose(ratio.amin((2, 3, 4)), ratio.amax((2, 3, 4)))
 
 
+def test_each_sample_has_its_own_share_from_the_beta_distribution_in_each_layer() -> None:
+    """The share read back from the means of what is mixed; Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1))."""
+    x = sheet_x(2, 8, 4, 5, 6).float()
+    own, other = x.mean((2, 3, 4)), x.mean((2, 3, 4))[[1, 0]]
+    for alpha in (0.1, 1.0):
+        method, shares = build(p=1.0, alpha=alpha), []
+        for step in range(400):
+            ctx = TrainingContext(step=step)
+            both = [method.mix(layer, x, torch.tensor([0, 1]), ctx) for layer in ("layer0", "layer1")]
+            shares.append([((y.mean((2, 3, 4)) - other) / (own - other)).mean(1) for y in both])
+        drawn = np.array([[share.tolist() for share in step] for step in shares]).reshape(400, 4).T
+        assert drawn.mean() == pytest.approx(0.5, abs=0.03)
+        assert drawn.var() == pytest.approx(0.25 / (2 * alpha + 1), abs=0.015)
+        assert np.abs(np.corrcoef(drawn) - np.eye(4)).max() < 0.15
+
+
+def test_statistics_use_the_configured_eps_and_float32() -> None:
+    """A large eps draws the deviations together: the ratio of the deviations out to in tells which one was used."""
+    x = sheet_x(2, 8, 4, 5, 6).float()
+    std = (x.var((2, 3, 4)) + 4).sqrt()
+    y = build(p=1.0, eps=4.0).mix("layer0", x, torch.tensor([0, 1]), TrainingContext())
+    ratio, other = y.std((2, 3, 4)) / x.std((2, 3, 4)), std[[1, 0]] / std
+    share = (ratio - other) / (1 - other)
+    assert torch.allclose(share, share[:, :1].expand_as(share), atol=1e-3)
+
+    mean, std = channel_statistics(x.bfloat16())
+    assert mean.dtype == std.dtype == torch.float32
+    mixed_low = build(p=1.0).mix("layer0", x.bfloat16(), torch.tensor([0, 1]), TrainingContext())
+    assert mixed_low.dtype == torch.bfloat16
+
+
+def test_only_the_configured_layers_mix_each_once_and_in_order() -> None:
+    method, called = build(layers='["layer2", "stem"]'), []
+    method.mix = lambda layer, x, domain, ctx: called.append(layer) or x  # type: ignore[method-assign, func-returns-value]
+    method.training_step(batch(), TrainingContext())
+    assert called == ["stem", "layer2"]
+
+
 def test_own_style_alone_is_the_identity() -> None:
     x = sheet_x()
     assert torch.allclose(mixed(x, 1.0, [1, 0]), x, atol=1e-6)
@@ -73,6 +111,9 @@ def test_bank_gives_what_the_partner_in_the_batch_gives() -> None:
     ctx = TrainingContext(seed=1)
     assert torch.equal(method.mix("layer0", x[1:], torch.tensor([1]), ctx), x[1:])
     method.stored += torch.tensor([0, 1])
+    assert torch.equal(method.mix("layer0", x[1:], torch.tensor([1]), ctx), x[1:]), (
+        "its own center's style is no partner"
+    )
     alone = method.mix("layer0", x[:1], torch.tensor([0]), ctx)
     paired = build(p=1.0).mix("layer0", x, torch.tensor([0, 1]), ctx)
     assert not torch.allclose(alone, x[:1])
@@ -90,6 +131,18 @@ def test_bank_replaces_the_oldest_style() -> None:
         mean, std = channel_statistics(scale * x)
         assert torch.equal(bank[1, slot], torch.stack([mean.flatten(), std.flatten()]))
     assert not bank[0].any()
+
+
+def test_bank_draws_from_all_its_styles() -> None:
+    method = build(mix="bank", p=1.0, bank_size=3)
+    method.stored += torch.tensor([0, 2])
+    bank = method.get_buffer("bank_layer0")
+    bank[1, :, 0] = torch.tensor([10.0, 20.0, 99.0])[:, None]
+    bank[1, :, 1] = 1.0
+    x = torch.randn(1, 8, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    means = [method.mix("layer0", x, torch.tensor([0]), TrainingContext(step=step)).mean() for step in range(60)]
+    assert min(abs(m - 10) for m in means) < 1
+    assert 19 < max(means) < 21
 
 
 def test_bank_is_in_the_state() -> None:
@@ -114,7 +167,10 @@ def test_partner_is_of_another_center_with_two_and_three_centers() -> None:
 
 def test_random_partners_are_a_permutation_of_pooled_draws() -> None:
     method = build(mix="random")
-    assert sorted(method.partners(torch.tensor([0, 0, 1, 1]), np.random.default_rng(0)).tolist()) == [0, 1, 2, 3]
+    rng = np.random.default_rng(0)
+    drawn = [method.partners(torch.tensor([0, 0, 1, 1]), rng).tolist() for _ in range(200)]
+    assert all(sorted(partners) == [0, 1, 2, 3] for partners in drawn)
+    assert len(set(map(tuple, drawn))) == 24
     assert method.sampling(0, 10) == "pooled"
 
 

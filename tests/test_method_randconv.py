@@ -1,6 +1,6 @@
 """randconv: views, consistency and the fallback for constant views."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,8 +8,9 @@ import torch
 from dgbench.errors import DgbenchError
 from dgbench.method import Batch, Setup
 from dgbench.nets import Backbone
+from dgbench.ops.intensity import Rescale, rescale
 from dgbench.ops.losses import consistency_loss, segmentation_loss
-from dgbench.ops.random_conv import random_conv
+from dgbench.ops.random_conv import draw_kernel, random_conv
 from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
 from dgbench.training.step import TrainingContext
@@ -90,6 +91,40 @@ def test_seed_variant_supervises_both_views_by_squared_consistency() -> None:
     expected = sum(segmentation_loss(z, data.label).item() for z in logits) / 2
     expected += consistency_loss(torch.sigmoid(logits[0]), torch.sigmoid(logits[1])).item()
     assert method.training_step(data, ctx)["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kernel_sizes": (5,)}, {"bias": True}, {"mix": False}, {"mix": False, "identity_probability": 0.5}]
+)
+def test_settings_reach_the_draw(settings: dict[str, Any]) -> None:
+    data, ctx = batch(), TrainingContext(seed=4)
+    views, _ = build(**settings).views(data.image, ctx)
+    for index, view in enumerate(views):
+        generator = ctx.generator("random convolution", index)
+        assert torch.equal(view, random_conv(data.image, generator, **settings))
+
+
+@pytest.mark.parametrize("mode", get_args(Rescale))
+def test_views_are_rescaled_as_configured(mode: Rescale) -> None:
+    data, ctx = batch(), TrainingContext(seed=4)
+    views, usable = build(rescale=mode).views(data.image, ctx)
+    assert usable.all()
+    for index, view in enumerate(views):
+        assert torch.equal(view, rescale(random_conv(data.image, ctx.generator("random convolution", index)), mode)[0])
+
+
+def test_one_constant_view_spoils_all_views_of_its_case() -> None:
+    """A single negative weight makes a clamped view 0, a positive one does not: each of four patterns of two views comes."""
+    method, image, seen = build(kernel_sizes=(1,), mix=False, rescale="clamp-minmax", views=2), batch(1).image, set()
+    for step in range(40):
+        ctx = TrainingContext(step=step)
+        kernels = [ctx.generator("random convolution", index) for index in range(2)]
+        signs = tuple(bool(draw_kernel(1, 3, g, kernel_sizes=(1,), bias=False)[0] > 0) for g in kernels)
+        views, usable = method.views(image, ctx)
+        assert usable.tolist() == [all(signs)]
+        assert all(torch.equal(view, image) for view in views) is not all(signs)
+        seen.add(signs)
+    assert len(seen) == 4
 
 
 def test_compound_views_start_from_the_first() -> None:

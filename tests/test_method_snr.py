@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from method_fixtures import assert_prediction_changes_nothing, cases, make, paper_cost, sheet_x
 from torch import Tensor
 
@@ -28,24 +29,49 @@ def parts() -> tuple[Tensor, Tensor]:
 
 def test_full_gate_is_the_identity_and_closed_gate_the_normalisation() -> None:
     x, normalised = parts()
-    one, nothing = torch.ones(2, 3, 1, 1, 1), torch.zeros(2, 3, 1, 1, 1)
-    for kept, other in zip(restore(x, normalised, one), (x, normalised), strict=True):
-        assert torch.equal(kept, other)
-    for kept, other in zip(restore(x, normalised, nothing), (normalised, x), strict=True):
-        assert torch.equal(kept, other)
+    assert torch.equal(restore(x, normalised, torch.ones(2, 3, 1, 1, 1)), x)
+    assert torch.equal(restore(x, normalised, torch.zeros(2, 3, 1, 1, 1)), normalised)
     assert normalised.mean((2, 3, 4)).abs().max() < 1e-6
     assert torch.allclose(normalised.var((2, 3, 4), correction=0), torch.ones(2, 3), atol=3e-3)
 
 
 def test_both_versions_share_the_residual_for_any_gate() -> None:
     x, normalised = parts()
-    plus, minus = restore(x, normalised, torch.rand(2, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0)))
+    gate = torch.rand(2, 3, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    plus, minus = restore(x, normalised, gate), restore(x, normalised, 1 - gate)
     assert torch.allclose(plus + minus, x + normalised, atol=1e-5)
 
 
 def test_quarter_gate_gives_the_sheets_means() -> None:
-    plus, _ = restore(*parts(), torch.full((2, 3, 1, 1, 1), 0.25))
+    plus = restore(*parts(), torch.full((2, 3, 1, 1, 1), 0.25))
     assert plus[0].mean((1, 2, 3)).tolist() == pytest.approx([0.1328349, 0.1144269, 0.0657181], abs=1e-6)
+
+
+def test_gate_is_the_small_network_on_the_mean_of_the_residual() -> None:
+    """By hand: sigmoid(W2 relu(W1 m + b1) + b2), with m the channels' means of F - IN(F), IN of eps 1e-5 and biased variance."""
+    torch.manual_seed(0)
+    module, x = Restitution(3, 8, 2), 3 * torch.randn(2, 8, 3, 4, 5) + 1
+    torch.nn.init.normal_(module.norm.bias)  # type: ignore[arg-type]
+    variance, mean = torch.var_mean(x, (2, 3, 4), correction=0, keepdim=True)
+    weight, bias = (getattr(module.norm, name).view(1, -1, 1, 1, 1) for name in ("weight", "bias"))
+    expected = (x - mean) / (variance + 1e-5).sqrt() * weight + bias
+    hidden = (x - expected).mean((2, 3, 4)) @ module.squeeze.weight.flatten(1).T + module.squeeze.bias  # type: ignore[operator, union-attr]
+    assert (hidden < 0).any()
+    gate = torch.sigmoid(hidden.relu() @ module.excite.weight.flatten(1).T + module.excite.bias)  # type: ignore[operator, union-attr]
+    found, opened = module(x)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(opened.flatten(1), gate, atol=1e-6)
+
+
+def test_mixed_precision_reaches_neither_normalisation_nor_gate() -> None:
+    """They are what they are without autocast, and F+ goes on in the precision of the features."""
+    method, x = build().eval(), torch.randn(2, 8, 4, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wide = method.points[0](x.float())
+    with TrainingContext(precision="bf16").autocast():
+        for low, full in zip(method.points[0](x.float()), wide, strict=True):
+            assert low.dtype == torch.float32
+            assert torch.equal(low, full)
+        assert method.apply_module(0, x).dtype == torch.bfloat16
 
 
 def test_ranking_of_entropies_gives_the_sheets_values() -> None:
@@ -114,16 +140,47 @@ def test_auxiliary_head_learns_the_share_of_tumor_in_a_cell() -> None:
     assert torch.equal(*losses)
 
 
+def test_step_loss_in_full() -> None:
+    """Three points, each with its ranking of F+, IN(F) and F-; the last head's answer to F+ against the share of tumor in its cells."""
+    method, data = build(restitution_weight=0.3, auxiliary_weight=0.2).eval(), cases()
+    rank, answers = torch.zeros(()), []
+
+    def restored(stage: str, x: Tensor) -> Tensor:
+        nonlocal rank
+        if stage not in ("layer0", "layer1", "layer2"):
+            return x
+        index = len(answers)
+        normalised, gate = method.points[index](x)
+        plus, minus = normalised + gate * (x - normalised), normalised + (1 - gate) * (x - normalised)
+        head = method.heads[index]
+        h_plus, h_normalised, h_minus = (voxel_entropy(head(version)) for version in (plus, normalised, minus))
+        rank = rank + (F.softplus(h_plus - h_normalised) + F.softplus(h_normalised - h_minus)).mean()
+        answers.append(head(plus))
+        return plus
+
+    seg = segmentation_loss(method.backbone(data.image, restored), data.label)
+    auxiliary = F.binary_cross_entropy_with_logits(answers[-1], F.avg_pool3d(data.label, 4))
+    losses = method.training_step(data, TrainingContext())
+    assert rank > 3
+    for name, expected in (("seg", seg), ("rank", rank), ("auxiliary", auxiliary)):
+        assert losses[name].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert losses["loss"].item() == pytest.approx((seg + 0.3 * rank + 0.2 * auxiliary).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("site", ["output", "normalised"])
 def test_gates_learn_from_the_ranking_and_the_backbone_from_both(site: str) -> None:
     """Without the ranking's weight the heads learn nothing, and with it they and every gate do."""
-    gradients = {}
+    gradients, gates, stems = {}, {}, {}
     for weight in (0.0, 1.0):
-        method = build(site=site, reduction=2, restitution_weight=weight, auxiliary_weight=0)
+        method = build(site=site, reduction=2, restitution_weight=weight, auxiliary_weight=0).eval()
         method.training_step(cases(), TrainingContext())["loss"].backward()  # type: ignore[no-untyped-call]
         assert all(p.grad is not None for p in method.backbone.parameters())
         gradients[weight] = [float(p.grad.abs().sum()) for p in method.heads.parameters() if p.grad is not None]
         assert all(p.grad is not None and bool(p.grad.any()) for p in method.points.parameters() if p.ndim > 1)
+        gates[weight] = [p.grad for p in method.points.parameters() if p.ndim > 1]
+        stems[weight] = method.backbone.stem.weight.grad
+    assert not any(torch.allclose(a, b, rtol=1e-6, atol=0) for a, b in zip(gates[0.0], gates[1.0], strict=True))
+    assert not torch.allclose(stems[0.0], stems[1.0], rtol=1e-6, atol=0)
     assert max(gradients[0.0]) == 0
     assert min(gradients[1.0]) > 1e-6
 

@@ -16,7 +16,7 @@ class Cutout(Method[CutoutConfig]):
         """Boxes with centers uniform over the whole crop, drawn for each case, filled with the case's mean or minimum."""
         image, config = batch.image, self.config
         shape = image.shape[2:]
-        edges = [max(1, round(config.edge * side)) for side in shape]
+        edges = [max(2, round(config.edge * side)) for side in shape]  # an edge of 1 would erase nothing
         generator = ctx.generator("boxes")
         erased = []
         for case in image:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dgbench.method import Batch, Method, Setup, StepContext
 from dgbench.nets import point_conv
 from dgbench.ops.losses import segmentation_loss
+from dgbench.ops.precision import full_precision
 from dgbench_methods.snr import INFO, SNRConfig
 
 STAGES = ("layer0", "layer1", "layer2", "layer3")
@@ -34,16 +35,17 @@ class Restitution(nn.Module):
         self.excite = point_conv(ndim, hidden, channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, *spatial) float32 -> normalised features, and the gate (B, C, 1, ...) that the residual opens."""
-        normalised = self.norm(x)
-        pooled = (x - normalised).mean(tuple(range(2, x.ndim)), keepdim=True)
-        gate = torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))).float())
-        return normalised, gate
+        """(B, C, *spatial) float32 -> normalised features, and the gate (B, C, 1, ...) that the residual opens; float32 under any
+        autocast."""
+        with full_precision(x):
+            normalised = self.norm(x)
+            pooled = (x - normalised).mean(tuple(range(2, x.ndim)), keepdim=True)
+            return normalised, torch.sigmoid(self.excite(F.relu(self.squeeze(pooled))))
 
 
-def restore(features: Tensor, normalised: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """F+ with the gated residual and F- with the rest of it; a gate of 1 gives F and IN(F), a gate of 0 the reverse, exactly."""
-    return torch.lerp(normalised, features, gate), torch.lerp(normalised, features, 1 - gate)
+def restore(features: Tensor, normalised: Tensor, gate: Tensor) -> Tensor:
+    """``IN(F) + gate R``: a gate of 1 gives F and a gate of 0 gives IN(F), exactly. F+ is that of the gate, F- that of one minus it."""
+    return torch.lerp(normalised, features, gate)
 
 
 def voxel_entropy(logits: Tensor) -> Tensor:
@@ -82,9 +84,9 @@ class SNR(Method[SNRConfig]):
         """F+ of module ``index``; in a training step the three versions are kept for the loss."""
         wide = x.float()
         normalised, gate = self.points[index](wide)
-        plus, minus = restore(wide, normalised, gate)
+        plus = restore(wide, normalised, gate)
         if self.kept is not None:
-            self.kept.append(Kept((plus, normalised, minus), gate.detach().mean()))
+            self.kept.append(Kept((plus, normalised, restore(wide, normalised, 1 - gate)), gate.detach().mean()))
         return plus.to(x.dtype)
 
     def tap(self, stage: str, x: Tensor) -> Tensor:
@@ -112,13 +114,13 @@ class SNR(Method[SNRConfig]):
         if not config.restitution:
             return {"loss": seg, **gates}
         heads: list[Any] = list(self.heads)
-        rank = torch.stack(
-            [
+        with full_precision(batch.image):
+            ranks = [
                 restitution_loss(*(voxel_entropy(head(version)) for version in one.versions))
                 for head, one in zip(heads, kept, strict=True)
             ]
-        ).sum()
-        last = heads[-1](kept[-1].versions[0]).float()
+            last = heads[-1](kept[-1].versions[0])
+        rank = torch.stack(ranks).sum()
         share = F.interpolate(batch.label, last.shape[2:], mode="area")
         auxiliary = F.binary_cross_entropy_with_logits(last, share)
         loss = seg + config.restitution_weight * rank + config.auxiliary_weight * auxiliary
