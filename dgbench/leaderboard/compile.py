@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard import policies
+from dgbench.leaderboard.costs import RowCost, RunCost, row_cost
 from dgbench.leaderboard.records import (
     OFFICIAL,
     Record,
@@ -33,6 +34,8 @@ from dgbench.store.folder import RunSpec
 if TYPE_CHECKING:
     import pandas as pd
 
+BASELINE = "erm"
+"""The method, in its default configuration, that others are compared with."""
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
 """DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
 
@@ -66,7 +69,7 @@ class CenterResult:
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One method with one configuration; a ``control`` row had more draws than the protocol gives. ``mean`` is empty and ``worst`` ``None``
-    unless every center and seed is there."""
+    unless every center and seed is there; ``cost`` is None where no run tells of it."""
 
     label: str
     method: str
@@ -79,6 +82,7 @@ class Row:
     mean: Mapping[str, Score]
     worst: str | None
     rank: int | None
+    cost: RowCost | None
     notes: tuple[str, ...]
 
     @property
@@ -205,12 +209,16 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *
     plain = [record for record in records if not record.spec.protocol.modified]
     seeds = _seeds(plain or records)
     labels = row_labels(rows)
+    baseline = next(
+        (_costs(members) for key, members in rows.items() if key.method == BASELINE and not key.modified), None
+    )
     ranked = ranked_view and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
     for key, members in rows.items():
         expected = _seeds(members) if key.modified else seeds
         row, holes = _row(key, labels[key], members, results, centers, expected)
+        row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
         missing += holes
     one_run = {result.record.spec.heldout: result.counts for result in results.values()}
@@ -326,9 +334,21 @@ def _row(
         mean=mean,
         worst=worst,
         rank=None,
-        notes=(*_stamps(members), *_count_notes(results_by_center), *notes),
+        cost=None,
+        notes=(
+            *_stamps(members),
+            *_count_notes(results_by_center),
+            *notes,
+            *(record.cost for record in members if isinstance(record.cost, str)),
+        ),
     )
     return row, missing
+
+
+def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:
+    """By (center, seed); of several runs of a cell, the latest."""
+    ordered = sorted(members, key=lambda record: (record.updated, record.folder))
+    return {(r.spec.heldout, r.spec.seed): r.cost for r in ordered if isinstance(r.cost, RunCost)}
 
 
 def _hole(label: str, cell: list[Record], members: list[Record], center: str, seed: int) -> Missing:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.protocol import one_line
 from dgbench.store.folder import SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
@@ -58,7 +59,7 @@ class _Evaluated(BaseModel):
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One run. ``rows`` are its held-out case rows in the view; they are absent exactly where ``reason`` says why. ``lesion_free`` are
-    those of the support centers' cases, where the evaluation has them.
+    those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why that is not known.
 
     ``data`` names the data it depends on: runs that give one name different identities are not comparable.
     """
@@ -70,6 +71,7 @@ class Record:
     reason: str | None = None
     rows: "pd.DataFrame | None" = None
     lesion_free: "pd.DataFrame | None" = None
+    cost: RunCost | str | None = None
 
     def without_rows(self, reason: str) -> "Record":
         """The same record, not counted, because of ``reason``."""
@@ -118,11 +120,19 @@ def _record(run: RunFolder, view: View) -> Record:
             return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
-        return _select(record, run.cases(), view)
+        return _select(replace(record, cost=_cost(run)), run.cases(), view)
     except DgbenchError as error:
         return record.without_rows(_below(run.root, error))
     except ValidationError as error:
         return record.without_rows(f"evaluation/spec.json: {one_line(error)}")
+
+
+def _cost(run: RunFolder) -> RunCost | str | None:
+    """A cost that cannot be read leaves the accuracy of the run as it is, and is told."""
+    try:
+        return read_run_cost(run)
+    except DgbenchError as error:
+        return _below(run.root, error)
 
 
 def _state(status: Status) -> str:

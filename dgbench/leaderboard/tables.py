@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table, resolve_policy
+from dgbench.leaderboard.compile import (
+    AMONG_DETECTED,
+    BASELINE,
+    DETECTION,
+    METRICS,
+    Compiled,
+    Row,
+    Score,
+    Table,
+    resolve_policy,
+)
 from dgbench.leaderboard.published import Published, Reported
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
@@ -78,6 +88,8 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
         sheets.append(_table_sheet(compiled, table, position))
         if any(row.complete for row in table.rows):
             sheets.append(_detection_sheet(table))
+        if any(row.cost for row in table.rows):
+            sheets.append(_cost_sheet(table))
         if table.missing:
             sheets.append(_missing_sheet(table))
     if not sheets:
@@ -142,6 +154,45 @@ def _detection_sheet(table: Table) -> Sheet:
         columns=("method", *words.values()),
         rows=tuple(rows),
         numeric=frozenset(words.values()),
+    )
+
+
+def _cost_sheet(table: Table) -> Sheet:
+    columns = (
+        "method",
+        "parameters",
+        "GFLOPs",
+        "deployed parameters",
+        "deployed GMACs",
+        "s per case",
+        "training s",
+        f"× {BASELINE}",
+    )
+    rows = [
+        (
+            row.label,
+            f"{row.cost.params:,}",
+            f"{row.cost.gflops:.3f}",
+            f"{row.cost.deployed_params:,}",
+            f"{row.cost.deployed_gmacs:.3f}",
+            BLANK if row.cost.seconds_per_case is None else f"{row.cost.seconds_per_case:.2f}",
+            f"{row.cost.train_seconds:.0f}",
+            BLANK if row.cost.train_factor is None else f"{row.cost.train_factor:.2f}",
+        )
+        for row in table.rows
+        if row.cost is not None
+    ]
+    machines = sorted({machine for row in table.rows if row.cost for machine in row.cost.machines})
+    return Sheet(
+        heading=(
+            "Cost of the method's stages together, means over runs",
+            "parameters, GFLOPs: the convention of the paper's Table VI, training network, one crop of each stage; deployed: what "
+            f"predicts; s per case: its stages, flips included; × {BASELINE}: median step time, pairwise on the same machine",
+            f"times as the runs had them, not on an idle machine: {'; '.join(machines)}",
+        ),
+        columns=columns,
+        rows=tuple(rows),
+        numeric=frozenset(columns) - {"method"},
     )
 
 

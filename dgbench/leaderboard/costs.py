@@ -1,0 +1,122 @@
+"""What runs cost: parameters and operations of the networks of the method under test, seconds per case and of training.
+
+Times are those of the runs themselves, on whatever else the machine did: they tell methods of one table apart roughly. Two times are
+compared only where processor, device, precision, threads and torch are the same.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from dgbench.atomic import read_json, read_jsonl
+from dgbench.errors import DgbenchError
+from dgbench.store.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """One run's own stages together. ``params`` and ``gflops`` by the convention of the paper's Table VI (training network, all heads),
+    ``deployed_params`` and ``deployed_gmacs`` of what predicts; ``seconds_per_case`` is the mean over held-out cases, chain `Seg`,
+    official checkpoint; ``train_seconds`` includes loading, logging and validation, ``step_seconds`` is the number of steps times the
+    median step, in which pauses of the machine do not count. ``machine`` names what times depend on."""
+
+    params: int
+    gflops: float
+    deployed_params: int
+    deployed_gmacs: float
+    seconds_per_case: float | None
+    train_seconds: float
+    step_seconds: float
+    machine: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCost:
+    """The cost of a row: means over its runs; ``train_factor`` is the median over (center, seed) of its ``step_seconds`` relative to
+    the baseline's on the same machine, None without such a pair. ``machines`` lists where the runs were made."""
+
+    params: int
+    gflops: float
+    deployed_params: int
+    deployed_gmacs: float
+    seconds_per_case: float | None
+    train_seconds: float
+    train_factor: float | None
+    machines: tuple[str, ...]
+
+
+def read_run_cost(run: RunFolder) -> RunCost | None:
+    """The cost of a finished run; None where it lacks a file of it (an imported prediction set has no networks).
+
+    Raises:
+        DgbenchError: a file is there and cannot be read.
+    """
+    import pandas as pd
+
+    files = [run.path / "cost.json", run.evaluation / "times.parquet", run.path / "env.json"]
+    logs = [run.stage_folder(stage) / "times.jsonl" for stage in run.own_stages]
+    if not all(path.is_file() for path in (*files, *logs)):
+        return None
+    counted, environment = read_json(files[0]), read_json(files[2])
+    try:
+        times = pd.read_parquet(files[1])
+        seg = times[
+            times["setting"].str.endswith("-Seg")
+            & (times["checkpoint"] == "source-val")
+            & times["case"].str.startswith(f"{run.spec.heldout}/")
+        ]
+        per_case = None if seg.empty else float(seg.groupby("case")["seconds"].sum().mean())
+        rows = [read_jsonl(log) for log in logs]
+        steps = [
+            sum(row["steps"] for row in log) * median(row["seconds"] / row["steps"] for row in log) for log in rows
+        ]
+        whole, deployed = counted["table-vi"], counted["macs"]
+        ran = run.spec.environment
+        return RunCost(
+            params=int(whole["params"]),
+            gflops=float(whole["gflops"]),
+            deployed_params=int(deployed["params"]),
+            deployed_gmacs=float(deployed["gflops"]),
+            seconds_per_case=per_case,
+            train_seconds=math.fsum(row["seconds"] for log in rows for row in log),
+            step_seconds=math.fsum(steps),
+            machine=(
+                str(environment["processor"]) if ran.device == "cpu" else ran.device,
+                ran.precision,
+                f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
+                f"torch {ran.torch}",
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
+
+
+def row_cost(
+    costs: Mapping[tuple[str, int], RunCost], baseline: Mapping[tuple[str, int], RunCost] | None
+) -> RowCost | None:
+    """The cost of a row from those of its runs by (center, seed), relative to the runs of ``baseline``; None without any."""
+    if not costs:
+        return None
+    every = list(costs.values())
+    factors = [
+        cost.step_seconds / baseline[cell].step_seconds
+        for cell, cost in costs.items()
+        if baseline and cell in baseline and baseline[cell].machine == cost.machine
+    ]
+    return RowCost(
+        params=every[0].params,
+        gflops=fmean(cost.gflops for cost in every),
+        deployed_params=every[0].deployed_params,
+        deployed_gmacs=fmean(cost.deployed_gmacs for cost in every),
+        seconds_per_case=_mean(cost.seconds_per_case for cost in every),
+        train_seconds=fmean(cost.train_seconds for cost in every),
+        train_factor=median(factors) if factors else None,
+        machines=tuple(sorted({", ".join(cost.machine) for cost in every})),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of what is known; None of nothing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

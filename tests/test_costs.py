@@ -1,0 +1,90 @@
+"""What runs cost: read from run folders, compared pairwise on one machine only."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from leaderboard_runs import CENTERS, add_run, cell, compiled, only_table, row_of, terminal
+
+from dgbench.atomic import append_jsonl, write_json
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard.costs import RunCost, read_run_cost, row_cost
+from dgbench.leaderboard.export import to_json
+from dgbench.store.folder import iter_runs
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+def add_priced_run(root: Path, method: str, heldout: str, step: float, **changes: Any) -> Path:
+    """A finished run of one stage: four steps in two log lines and a pause, two held-out cases."""
+    folder = add_run(root, method, heldout, cases=cell(heldout, 0.5, 0.6), **changes)
+    counts = {"table-vi": {"params": 20, "gflops": 3.0}, "macs": {"params": 10, "gflops": 1.0}}
+    write_json(folder / "cost.json", counts)
+    write_json(folder / "env.json", {"processor": "Abacus"})
+    for last, seconds in ((2, 2 * step), (4, 2 * step), (6, 90.0)):
+        append_jsonl(folder / "tumor-fine" / "times.jsonl", {"step": last, "steps": 2, "seconds": seconds})
+    seen = [(f"{heldout}/a", "C-Seg", 1.0), (f"{heldout}/a", "F-Seg", 2.0), (f"{heldout}/b", "F-Seg", 5.0)]
+    others = [("OTHER/a", "F-Seg", 50.0), (f"{heldout}/a", "F-Mask", 50.0)]
+    rows = [
+        {"case": case, "setting": setting, "checkpoint": "source-val", "seconds": seconds}
+        for case, setting, seconds in (*seen, *others)
+    ]
+    rows.append({"case": f"{heldout}/a", "setting": "F-Seg", "checkpoint": "last-step", "seconds": 50.0})
+    pd.DataFrame(rows).to_parquet(folder / "evaluation" / "times.parquet")
+    return folder
+
+
+def test_a_run_tells_what_it_cost(tmp_path: Path) -> None:
+    """Seconds per case: chain Seg, official checkpoint, held-out cases, all own stages; a pause is no part of a step."""
+    add_priced_run(tmp_path, "erm", "MSD", step=0.5)
+    (run,) = iter_runs(tmp_path)
+    assert read_run_cost(run) == RunCost(
+        params=20,
+        gflops=3.0,
+        deployed_params=10,
+        deployed_gmacs=1.0,
+        seconds_per_case=4.0,
+        train_seconds=92.0,
+        step_seconds=3.0,
+        machine=("Abacus", "fp32", "2 threads", "torch 2.13"),
+    )
+
+
+def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tmp_path: Path) -> None:
+    for center, step in zip(CENTERS, (1.0, 2.0, 4.0), strict=True):
+        add_priced_run(tmp_path, "erm", center, step)
+        add_priced_run(tmp_path, "saml", center, 1.5 * step if center != "RMYY" else 100.0)
+    table = only_table(tmp_path)
+    factors = [row_of(table, name).cost.train_factor for name in ("erm", "saml")]  # type: ignore[union-attr]
+    assert factors == [1.0, 1.5], "the median over centers"
+    assert "× erm" in terminal(compiled(tmp_path))
+    (run, *_) = iter_runs(tmp_path)
+    cost = read_run_cost(run)
+    assert cost is not None
+    elsewhere = replace(cost, machine=("Another", *cost.machine[1:]))
+    alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere})
+    assert alone is not None
+    assert alone.train_factor is None
+    assert row_cost({}, {("MSD", 0): cost}) is None
+
+
+def test_a_run_without_networks_has_no_cost_and_a_damaged_one_says_so(tmp_path: Path) -> None:
+    add_run(tmp_path, "imported", "MSD", cases=cell("MSD", 0.5))
+    (run,) = iter_runs(tmp_path)
+    assert read_run_cost(run) is None
+    folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
+    (folder / "cost.json").write_text(json.dumps({"macs": {}}))
+    erm = next(run for run in iter_runs(tmp_path) if run.spec.method.name == "erm")
+    with pytest.raises(DgbenchError, match=r"its cost cannot be read \('table-vi'\)"):
+        read_run_cost(erm)
+    row = row_of(only_table(tmp_path), "erm")
+    assert row.cost is None
+    assert row.centers["MSD"].scores["dsc"].mean == pytest.approx(0.55), "accuracy stands on its own"
+    assert any("cost cannot be read" in note for note in row.notes)
+    assert json.loads(to_json(compiled(tmp_path)))["tables"][0]["rows"][0]["cost"] is None
