@@ -186,7 +186,8 @@ class Preset(Frozen):
 
 class Protocol(Frozen):
     """The scientific contract of one leaderboard. ``centers`` are held out in turn; ``support_centers`` (no tumor labels) are only ever
-    sources, and only of stages that ask for them. Stages are listed in the order of inference."""
+    sources, and only of stages that ask for them. Stages are listed in the order of inference. ``paper_thresholds`` by held-out center are
+    for an oracle view of tables and enter no key."""
 
     name: str
     version: Annotated[int, Field(ge=1)]
@@ -202,6 +203,7 @@ class Protocol(Frozen):
     augmentation: Augmentation = Augmentation()
     inference: Inference
     metrics: Metrics = Metrics()
+    paper_thresholds: dict[str, PROBABILITY] = {}
     presets: dict[str, Preset]
 
     @model_validator(mode="after")
@@ -305,7 +307,7 @@ class ResolvedProtocol(Frozen):
 
     def identity(self, stage: str | None = None) -> dict[str, Any]:
         """Everything of the resolved protocol that can change the numbers of a run, or of the training of one ``stage``; plain JSON."""
-        fields = self.protocol.model_dump(mode="json", exclude={"presets", "title"})
+        fields = self.protocol.model_dump(mode="json", exclude={"presets", "title", "paper_thresholds"})
         preset = {**_numeric(self.preset), "phantom": None}
         if stage is not None:
             del fields["metrics"]

@@ -33,8 +33,13 @@ def leaderboard(
         str, typer.Option("--setting", help="F-Seg (official), C-Seg, or the oracle settings C-Mask and F-Mask.")
     ] = "F-Seg",
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Threshold of the final mask; 0.5 is official.")
-    ] = 0.5,
+        str,
+        typer.Option(
+            "--threshold",
+            help="Threshold of the final mask: a number (0.5 is official), source-tuned, or as an oracle the best on the target (oracle) "
+            "or the paper's per center (paper).",
+        ),
+    ] = "0.5",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="source-val (official) or last-step.")] = "source-val",
     policy: Annotated[
         str, typer.Option("--policy", help="How undefined values count: default (official) or paper.")
@@ -45,6 +50,7 @@ def leaderboard(
     from dgbench.leaderboard.compile import compile_runs
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import View
+    from dgbench.leaderboard.thresholds import parse_threshold
     from dgbench.protocol import CHECKPOINTS, load_protocol
 
     contract = load_protocol(protocol)
@@ -57,11 +63,9 @@ def leaderboard(
             raise DgbenchError(
                 f"--{option} {chosen!r} is unknown to protocol {contract.name!r}{suggest(chosen, known)}"
             )
-    if not 0 < threshold < 1:
-        raise DgbenchError(f"--threshold {threshold:g}: a threshold lies between 0 and 1")
     if runs.exists() and not runs.is_dir():
         raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
-    view = View(setting=setting, threshold=threshold, checkpoint=checkpoint, policy=policy)
+    view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
     reported = load_published() if published else None
     match form:

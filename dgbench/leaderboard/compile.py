@@ -171,7 +171,7 @@ def compile_runs(
     def wanted(spec: RunSpec) -> bool:
         return preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
-    records, problems = read_records(root, protocol.name, view, wanted)
+    records, problems = read_records(root, protocol, view, wanted)
     groups: dict[tuple[str, int, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.updated, reverse=True):
         version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol
@@ -183,9 +183,7 @@ def compile_runs(
         view=view,
         policy=policy,
         tables=tuple(
-            _table(members, protocol, policy, ranked_view=view.official)
-            for key in order
-            for members in comparable_groups(groups[key])
+            _table(members, protocol, policy, view) for key in order for members in comparable_groups(groups[key])
         ),
         problems=tuple(problems),
     )
@@ -199,7 +197,7 @@ class _Result(NamedTuple):
     counts: Mapping[str, int]
 
 
-def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *, ranked_view: bool) -> Table:
+def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, view: View) -> Table:
     records = refuse_partial(records)
     results, records = _summaries(records, policy)
     rows: dict[RowKey, list[Record]] = {}
@@ -212,12 +210,12 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *
     baseline = next(
         (_costs(members) for key, members in rows.items() if key.method == BASELINE and not key.modified), None
     )
-    ranked = ranked_view and all(record.spec.protocol.ranked for record in plain) and bool(plain)
+    ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
     for key, members in rows.items():
         expected = _seeds(members) if key.modified else seeds
-        row, holes = _row(key, labels[key], members, results, centers, expected)
+        row, holes = _row(key, labels[key], members, results, centers, expected, view)
         row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
         missing += holes
@@ -298,6 +296,7 @@ def _row(
     results: Mapping[str, _Result],
     centers: Sequence[str],
     seeds: Sequence[int],
+    view: View,
 ) -> tuple[Row, list[Missing]]:
     notes: list[str] = []
     missing: list[Missing] = []
@@ -338,6 +337,7 @@ def _row(
         notes=(
             *_stamps(members),
             *_count_notes(results_by_center),
+            *_threshold_notes(finished, view),
             *notes,
             *(record.cost for record in members if isinstance(record.cost, str)),
         ),
@@ -402,6 +402,18 @@ def _count_notes(centers: Mapping[str, CenterResult]) -> list[str]:
         total.update(result.counts)
     words = {"n_empty_prediction": "empty predictions", "n_failed": "failed cases"}
     return [f"{text} {total[count]}/{total['n']}" for count, text in words.items() if total[count]]
+
+
+def _threshold_notes(finished: Mapping[str, Mapping[int, _Result]], view: View) -> list[str]:
+    """What a rule chose, by center and in the order of the seeds."""
+    if not isinstance(view.threshold, str):
+        return []
+    chosen = {
+        center: "/".join(f"{result.record.threshold:g}" for result in seeds.values())
+        for center, seeds in finished.items()
+        if seeds
+    }
+    return [f"thresholds {', '.join(f'{center} {values}' for center, values in chosen.items())}"] if chosen else []
 
 
 def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:

@@ -19,7 +19,7 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
     content: dict[str, Any] = {
         "data": BANNERS[compiled.kind],
         "protocol": compiled.protocol,
-        "view": {**asdict(view), "official": view.official, "oracle_roi": view.oracle},
+        "view": {**asdict(view), "official": view.official, "oracle": view.oracle},
         "policy": asdict(compiled.policy),
         "units": {
             **{metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in (*METRICS, *AMONG_DETECTED)},
@@ -58,7 +58,7 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     view = compiled.view
     text = io.StringIO()
     text.write(f"# {BANNERS[compiled.kind]}\n# protocol {compiled.protocol}, setting {view.setting}, ")
-    text.write(f"threshold {view.threshold:g}, checkpoint {view.checkpoint}\n")
+    text.write(f"threshold {view.threshold_text}, checkpoint {view.checkpoint}\n")
     text.write(f"# {describe_policy(compiled.policy)}\n")
     text.writelines(f"# unreadable, not counted: {printable(problem)}\n" for problem in compiled.problems)
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")

@@ -18,7 +18,8 @@ from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
-from dgbench.protocol import one_line
+from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
+from dgbench.protocol import Protocol, one_line
 from dgbench.store.folder import SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Which of the stored rows a table is made of, and which policy resolves undefined values."""
+    """Which of the stored rows a table is made of, and which policy resolves undefined values; ``threshold`` may be a rule that chooses one
+    for every run."""
 
     setting: str = "F-Seg"
-    threshold: float = 0.5
+    threshold: float | Rule = OFFICIAL_THRESHOLD
     checkpoint: str = "source-val"
     policy: str = "default"
 
@@ -41,8 +43,13 @@ class View:
 
     @property
     def oracle(self) -> bool:
-        """Whether the ROI comes from the reference label, so that the setting is informed by the held-out center."""
-        return self.setting.endswith("-Mask")
+        """Whether the view is informed by the held-out center: the ROI comes from its label, or the threshold was chosen on it."""
+        return self.setting.endswith("-Mask") or self.threshold in TARGET_INFORMED
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold or the name of its rule."""
+        return self.threshold if isinstance(self.threshold, str) else f"{self.threshold:g}"
 
 
 OFFICIAL = View()
@@ -58,8 +65,9 @@ class _Evaluated(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run. ``rows`` are its held-out case rows in the view; they are absent exactly where ``reason`` says why. ``lesion_free`` are
-    those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why that is not known.
+    """One run. ``rows`` are its held-out case rows in the view, at ``threshold``; they are absent exactly where ``reason`` says why.
+    ``lesion_free`` are those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why
+    that is not known.
 
     ``data`` names the data it depends on: runs that give one name different identities are not comparable.
     """
@@ -71,6 +79,7 @@ class Record:
     reason: str | None = None
     rows: "pd.DataFrame | None" = None
     lesion_free: "pd.DataFrame | None" = None
+    threshold: float | None = None
     cost: RunCost | str | None = None
 
     def without_rows(self, reason: str) -> "Record":
@@ -79,7 +88,7 @@ class Record:
 
 
 def read_records(
-    root: Path, protocol: str, view: View, keep: Callable[[RunSpec], bool]
+    root: Path, protocol: Protocol, view: View, keep: Callable[[RunSpec], bool]
 ) -> tuple[list[Record], list[str]]:
     """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
 
@@ -88,19 +97,19 @@ def read_records(
     problems: list[str] = []
 
     def note(path: Path, error: DgbenchError) -> None:
-        if path.relative_to(root).parts[0] == protocol:
+        if path.relative_to(root).parts[0] == protocol.name:
             problems.append(_below(root, error))
 
     specs = ((run, run.spec) for run in iter_runs(root, note))
     runs = [
         run
         for run, spec in specs
-        if spec.protocol.name == protocol and spec.method.name != SHARED_METHOD and keep(spec)
+        if spec.protocol.name == protocol.name and spec.method.name != SHARED_METHOD and keep(spec)
     ]
-    return [_record(run, view) for run in runs], problems
+    return [_record(run, view, protocol) for run in runs], problems
 
 
-def _record(run: RunFolder, view: View) -> Record:
+def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
     spec = run.spec
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:
@@ -120,7 +129,7 @@ def _record(run: RunFolder, view: View) -> Record:
             return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
-        return _select(replace(record, cost=_cost(run)), run.cases(), view)
+        return _select(replace(record, cost=_cost(run)), run.cases(), view, protocol)
     except DgbenchError as error:
         return record.without_rows(_below(run.root, error))
     except ValidationError as error:
@@ -144,31 +153,35 @@ def _below(root: Path, error: DgbenchError) -> str:
     return str(error).replace(f"{root}/", "")
 
 
-def _select(record: Record, cases: "pd.DataFrame", view: View) -> Record:
+def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protocol) -> Record:
     """The record with its held-out rows in ``view``, or with the reason why it has none."""
     import numpy as np
 
     lacking = [column for column in RAW_COLUMNS if column not in cases]
     if lacking:
         return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
+    where = {"setting": view.setting, "checkpoint": view.checkpoint, "heldout": record.spec.heldout}
+    threshold = choose_threshold(view.threshold, cases, **where, protocol=protocol)
+    wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
     chosen = (cases["role"] == "held-out").to_numpy()
     free = (cases["role"] == "lesion-free").to_numpy()
     matches = {
         "setting": cases["setting"] == view.setting,
         "checkpoint": cases["checkpoint"] == view.checkpoint,
-        "threshold": np.isclose(cases["threshold"], view.threshold, atol=1e-6),
+        "threshold": np.isclose(cases["threshold"], threshold, atol=1e-6),
     }
     for column, match in matches.items():
         before, chosen = chosen, chosen & np.asarray(match)
         free = free & np.asarray(match)
         if not chosen.any():
             known = ", ".join(map(str, sorted(set(cases[column][before])))) or "no held-out rows"
-            return record.without_rows(f"evaluation holds no {column} {getattr(view, column)} (stored: {known})")
+            return record.without_rows(f"evaluation holds no {column} {wanted[column]} (stored: {known})")
     rows = cases.loc[chosen, list(RAW_COLUMNS)]
     twice = rows["case"].duplicated()
     if twice.any():
         return record.without_rows(f"evaluation holds case {rows['case'][twice].iloc[0]} more than once")
-    return replace(record, rows=rows, lesion_free=cases.loc[free, list(RAW_COLUMNS)] if free.any() else None)
+    lesion_free = cases.loc[free, list(RAW_COLUMNS)] if free.any() else None
+    return replace(record, rows=rows, lesion_free=lesion_free, threshold=threshold)
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:

@@ -22,6 +22,7 @@ from dgbench.leaderboard.compile import (
     resolve_policy,
 )
 from dgbench.leaderboard.published import Published, Reported
+from dgbench.leaderboard.thresholds import TARGET_INFORMED
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 
@@ -218,7 +219,7 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
         BANNERS[compiled.kind],
         f"Leaderboard {compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
         f"setting {view.setting}, "
-        f"threshold {view.threshold:g}, checkpoint {view.checkpoint}",
+        f"threshold {view.threshold_text}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
         f"dgbench {', '.join(table.dgbench)}; seeds {', '.join(map(str, table.seeds))}; cases {cases}; {_troubles(table)}; "
         f"data {table.data}",
@@ -243,7 +244,11 @@ def _troubles(table: Table) -> str:
 
 
 def _standing(compiled: Compiled, table: Table) -> str:
-    oracle = "oracle ROI: the held-out label places the crop. " if compiled.view.oracle else ""
+    roi = "oracle ROI: the held-out label places the crop. " if compiled.view.setting.endswith("-Mask") else ""
+    threshold = (
+        "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
+    )
+    oracle = roi + threshold
     if not compiled.view.official:
         return f"{oracle}A view, not ranked; the official ranking is F-Seg, threshold 0.5, source-val, default policy"
     if not table.ranked:
