@@ -91,7 +91,9 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     add_run(tmp_path, "a", "RENJI", state="failed", reason="loss became NaN at step 12")
     add_run(tmp_path, "a", "RMYY", state="running")
     add_run(tmp_path, "b", "MSD", state="queued")
-    add_run(tmp_path, "b", "RENJI", state="interrupted")
+    folder = add_run(tmp_path, "b", "RENJI", state="interrupted", reason="Ctrl-C")
+    write_json(folder / "tumor-fine" / "spec.json", {"steps": 4})
+    (folder / "tumor-fine" / "steps.jsonl").write_text(3 * "{}\n")
     add_run(tmp_path, "b", "RMYY", evaluation=None)
     add_run(tmp_path, "c", "MSD", cases=cell("MSD", 0.5), evaluation="failed", reason="case MSD/MSD_0000 unreadable")
     folder = add_run(tmp_path, "c", "RENJI", cases=cell("RENJI", 0.5))
@@ -116,9 +118,9 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     exact = {
         ("a", "MSD"): "evaluated 1 of 2 cases",
         ("a", "RENJI"): "failed: loss became NaN at step 12",
-        ("a", "RMYY"): "running",
+        ("a", "RMYY"): "running, 0% trained",
         ("b", "MSD"): "queued",
-        ("b", "RENJI"): "interrupted",
+        ("b", "RENJI"): "interrupted, 75% trained: Ctrl-C",
         ("b", "RMYY"): "evaluation missing",
         ("c", "MSD"): "evaluation failed: case MSD/MSD_0000 unreadable",
         ("c", "RENJI"): "evaluation is of other weights: tumor-fine",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -116,7 +117,8 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
-            return record.without_rows(_state(status))
+            progress = f", {_trained(run):.0%} trained" if status.state in ("running", "interrupted") else ""
+            return record.without_rows(_state(status, progress))
         if not (run.evaluation / "status.json").exists():
             return record.without_rows("evaluation missing")
         evaluation = read_status(run.evaluation)
@@ -144,8 +146,24 @@ def _cost(run: RunFolder) -> RunCost | str | None:
         return _below(run.root, error)
 
 
-def _state(status: Status) -> str:
-    return f"{status.state}: {status.reason}" if status.reason else status.state
+def _trained(run: RunFolder) -> float:
+    """Share of the training of a run's own stages that is done, in [0, 1]; every stage counts the same."""
+    shares = []
+    for stage in run.own_stages:
+        folder = run.stage_folder(stage)
+        log, spec = folder / "steps.jsonl", folder / "spec.json"
+        if read_status(folder).state == "done":
+            shares.append(1.0)
+        elif log.is_file() and spec.is_file():
+            shares.append(min(1.0, log.read_bytes().count(b"\n") / max(1, int(read_json(spec).get("steps", 1)))))
+        else:
+            shares.append(0.0)
+    return fmean(shares) if shares else 0.0
+
+
+def _state(status: Status, progress: str = "") -> str:
+    state = f"{status.state}{progress}"
+    return f"{state}: {status.reason}" if status.reason else state
 
 
 def _below(root: Path, error: DgbenchError) -> str:
