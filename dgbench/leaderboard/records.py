@@ -93,7 +93,7 @@ def read_records(
 ) -> tuple[list[Record], list[str]]:
     """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
 
-    The shared pancreas runs are no rows of a leaderboard. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
+    The shared pancreas runs are rows in the settings of their own stages alone. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
     """
     problems: list[str] = []
 
@@ -101,11 +101,12 @@ def read_records(
         if path.relative_to(root).parts[0] == protocol.name:
             problems.append(_below(root, error))
 
+    shared = view.setting in [protocol.stages[stage].code for stage in protocol.shared_stages]
     specs = ((run, run.spec) for run in iter_runs(root, note))
     runs = [
         run
         for run, spec in specs
-        if spec.protocol.name == protocol.name and spec.method.name != SHARED_METHOD and keep(spec)
+        if spec.protocol.name == protocol.name and (spec.method.name == SHARED_METHOD) == shared and keep(spec)
     ]
     return [_record(run, view, protocol) for run in runs], problems
 

@@ -92,7 +92,7 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
         if any(row.cost for row in table.rows):
             sheets.append(_cost_sheet(table))
         if table.missing:
-            sheets.append(_missing_sheet(table))
+            sheets.append(missing_sheet(table))
     if not sheets:
         start = f"no runs yet — start with: dgbench run --protocol {compiled.protocol} --method erm --heldout CENTER"
         sheets.append(Sheet(heading=(BANNERS[compiled.kind], f"Leaderboard {compiled.protocol}: {start}")))
@@ -266,11 +266,15 @@ def _center_cell(table: Table, row: Row, center: str) -> str:
     return reasons[0].partition(":")[0]
 
 
-def _missing_sheet(table: Table) -> Sheet:
+def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None = None) -> Sheet:
+    """The holes of ``table`` with their reasons and the commands that fill them; only those of ``methods`` if given."""
+    labels = {row.label for row in table.rows if methods is None or row.method in methods}
+    missing = [hole for hole in table.missing if hole.label in labels]
+    where = f" in {setting}" if setting else ""
     return Sheet(
-        heading=(f"Missing runs ({len(table.missing)}); no row is averaged around them",),
+        heading=(f"Missing runs{where} ({len(missing)}); no row is averaged around them",),
         columns=("method", "held-out", "seed", "reason", "command"),
-        rows=tuple((hole.label, hole.heldout, str(hole.seed), hole.reason, hole.command) for hole in table.missing),
+        rows=tuple((hole.label, hole.heldout, str(hole.seed), hole.reason, hole.command) for hole in missing),
         numeric=frozenset({"seed"}),
         code=frozenset({"command"}),
     )
