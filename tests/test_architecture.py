@@ -16,7 +16,7 @@ from dgbench.protocol import load_protocol, protocol_names
 from dgbench.registry import discover, load_class
 
 LEVELS = (
-    {"", "errors", "atomic", "seeds", "protocol", "info"},
+    {"", "errors", "atomic", "seeds", "protocol", "info", "yaml_text"},
     {"nets", "ops"},
     {"method", "registry"},
     {"data"},

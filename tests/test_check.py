@@ -201,6 +201,18 @@ ONE_FAULT: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "error",
         "no dataset.json in",
     ),
+    "broken center.yaml": (
+        lambda data: (data / "RENJI" / "center.yaml").write_text(": [bad"),
+        "RENJI",
+        "error",
+        "center RENJI: center.yaml: not valid YAML: ",
+    ),
+    "center.yaml of bytes": (
+        lambda data: (data / "RENJI" / "center.yaml").write_bytes(b"\xff\xfe"),
+        "RENJI",
+        "error",
+        "center.yaml is not text in UTF-8",
+    ),
     "other meaning of a label": (
         lambda data: write_manifest(data / "RENJI", pancreas=2, tumor=1),
         "RENJI",
