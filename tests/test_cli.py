@@ -10,8 +10,7 @@ import pytest
 from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
 
-from dgbench.cli import call
-from dgbench.errors import DgbenchError
+from dgbench.cli import TRACE, call
 from dgbench.launch import environment
 from dgbench.store.slices import CaseSlice, slice_file
 
@@ -332,13 +331,44 @@ def test_a_cell_that_a_method_cannot_fill_is_not_applicable(
     assert not list((tmp_path / "runs").rglob("spec.json"))
 
 
-def test_what_the_caller_cannot_mend_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of our own keeps its trace; only :class:`DgbenchError` becomes a line."""
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A fault of our own, in a session without :data:`dgbench.cli.TRACE` whose temporary files go to ``tmp_path``."""
 
     def broken() -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("no\nfloor")
 
     monkeypatch.setattr("dgbench.registry.discover", broken)
+    monkeypatch.delenv(TRACE)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.mark.usefixtures("fault")
+def test_what_the_caller_cannot_mend_is_one_line_that_names_its_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(capsys, ["methods", "list"])
+    [kept] = tmp_path.iterdir()
+    assert line == f"unexpected ZeroDivisionError: no floor (trace in {kept}); please report it"
+    first, *trace = kept.read_text().splitlines()
+    assert first.endswith(": dgbench methods list")
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-2:] == ["ZeroDivisionError: no", "floor"]
+
+
+@pytest.mark.usefixtures("fault")
+def test_a_trace_that_cannot_be_kept_is_not_hidden_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    line = mistake(capsys, ["methods", "list"])
+    assert line.startswith("unexpected ZeroDivisionError: no floor (its trace cannot be kept: ")
+    assert line.endswith("DGBENCH_TRACE=1 shows it); please report it")
+
+
+@pytest.mark.usefixtures("fault")
+def test_a_developer_gets_the_trace_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACE, "1")
     with pytest.raises(ZeroDivisionError):
         call(["methods", "list"])
-    assert not issubclass(ZeroDivisionError, DgbenchError)
+    assert not list(tmp_path.iterdir())
