@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,33 @@ def test_a_protocol_without_shared_stages_keeps_slices_and_features_too(mini: Mi
     }
     times = pd.read_parquet(run / "evaluation" / "times.parquet")
     assert (times["round_seconds"].map(len) == 1).all()
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_finished_run_that_was_damaged_is_judged_again(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = run_arguments(mini, tmp_path / "runs")
+    assert call(arguments) == 0
+    shown = capsys.readouterr().out
+    [run] = (path.parent for path in (tmp_path / "runs").rglob("cost.json"))
+    table, spec = run / "evaluation" / "cases.parquet", run / "evaluation" / "spec.json"
+    stored = {path: path.read_bytes() for path in (table, spec)}
+    damages: list[Callable[[], object]] = [
+        table.unlink,
+        lambda: table.write_bytes(b""),
+        lambda: table.write_bytes(stored[table][:-40]),
+        lambda: spec.write_text("{}"),
+    ]
+    for damage in damages:
+        damage()
+        assert call(arguments) == 0
+        out, err = capsys.readouterr()
+        assert err.splitlines()[0] == "evaluate organ, lesion on 6 cases"
+        assert out == shown
+        assert {path: path.read_bytes() for path in stored} == stored
+    (run / "lesion" / "spec.json").write_text("{}")
+    assert f"{run / 'lesion'}: holds training without a key, not " in mistake(capsys, arguments)
 
 
 def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
