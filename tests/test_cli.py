@@ -266,6 +266,11 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: py
     assert {"rank", "method", "center", "dsc"} <= set(header.split(","))
     assert call([*empty, "--published"]) == 0
     assert "REPORTED in the literature on patient data" in capsys.readouterr().out
+    for form in ("table", "md", "csv", "json"):
+        assert call([*empty, "--published", "--protocol", "hippocampus", "--format", form]) == 0
+        out, err = capsys.readouterr()
+        assert err == "nothing is published for protocol hippocampus\n"
+        assert "REPORTED" not in out
     assert not (tmp_path / "none").exists()
 
 

@@ -68,6 +68,9 @@ def leaderboard(
     view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
     reported = load_published() if published else None
+    if reported is not None and contract.name not in reported.protocols:
+        typer.echo(f"nothing is published for protocol {contract.name}", err=True)
+        reported = None
     match form:
         case TableFormat.table:
             from rich.console import Console
