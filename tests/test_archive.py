@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_unfinished_run_becomes_no_record(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(DgbenchError, match="evaluation is running — only finished runs"):
         archive(run, tmp_path / "records")
     assert not list(tmp_path.glob("records/**/*.json"))
+
+
+def test_a_spoiled_command_line_is_no_way_around_the_names_of_folders(runs: Path, tmp_path: Path) -> None:
+    (run,) = [run for run in iter_runs(runs) if run.spec.method.name == "erm"]
+    spoiled = replace(run, spec=run.spec.model_copy(update={"command": "dgbench run --runs '/home/me"}))
+    with pytest.raises(DgbenchError, match=r"cannot be taken apart \(No closing quotation\): dgbench run"):
+        archive(spoiled, tmp_path / "records")
+    assert not list(tmp_path.glob("records/**/*.json"))
+    cut = replace(run, spec=run.spec.model_copy(update={"command": "dgbench run --runs"}))
+    assert json.loads((archive(cut, tmp_path / "records") / "spec.json").read_text())["command"] == "dgbench run"
 
 
 def test_committed_table_is_made_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:

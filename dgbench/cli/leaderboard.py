@@ -76,6 +76,9 @@ def leaderboard(
         raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
     view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     reported = load_published() if published else None
+    if reported is not None and contract.name not in reported.protocols:
+        typer.echo(f"nothing is published for protocol {contract.name}", err=True)
+        reported = None
     if table is not None:
         if form not in (TableFormat.table, TableFormat.md):
             raise DgbenchError(f"--table {table}: tables of the paper are printed as table or md, not {form}")

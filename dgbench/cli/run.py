@@ -183,10 +183,11 @@ def _show_result(plan: "RunPlan") -> None:
     from rich.console import Console
 
     from dgbench.leaderboard.tables import run_table, to_rich
+    from dgbench.store.folder import RunFolder
 
     folder = plan.own.folder
     cases = pd.concat(
-        [pd.read_parquet(part.folder / "evaluation" / "cases.parquet") for part in plan.folders], ignore_index=True
+        [RunFolder(plan.request.runs, part.folder, part.spec).cases() for part in plan.folders], ignore_index=True
     )
     table = run_table(cases, spec=plan.own.spec, protocol=plan.resolved.protocol)
     Console(soft_wrap=False).print(to_rich([table]))

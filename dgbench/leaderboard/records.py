@@ -6,6 +6,7 @@ view asked for. Everything else stays visible as a record with a reason.
 
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -54,6 +55,12 @@ class View:
 
 
 OFFICIAL = View()
+
+TEXTS = ("case", "center", "stage", "setting", "checkpoint")
+FLAGS = ("failed", "empty_reference", "empty_prediction")
+FRACTIONS = ("threshold", "dsc", "nsd")
+NUMBER_KINDS = {"integer", "floating", "mixed-integer-float"}
+"""What raw columns hold (those named ``n_…`` counts, all others lengths and volumes), and how pandas calls numbers."""
 
 
 class _Evaluated(BaseModel):
@@ -155,10 +162,10 @@ def _trained(run: RunFolder) -> float:
         log, spec = folder / "steps.jsonl", folder / "spec.json"
         if read_status(folder).state == "done":
             shares.append(1.0)
-        elif log.is_file() and spec.is_file():
-            shares.append(min(1.0, log.read_bytes().count(b"\n") / max(1, int(read_json(spec).get("steps", 1)))))
         else:
-            shares.append(0.0)
+            steps = read_json(spec).get("steps") if log.is_file() and spec.is_file() else None
+            known = isinstance(steps, int) and steps > 0
+            shares.append(min(1.0, log.read_bytes().count(b"\n") / steps) if steps and known else 0.0)
     return fmean(shares) if shares else 0.0
 
 
@@ -179,6 +186,8 @@ def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protoco
     lacking = [column for column in RAW_COLUMNS if column not in cases]
     if lacking:
         return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
+    if misfit := _misfit(cases):
+        return record.without_rows(f"evaluation is damaged: {misfit}")
     where = {"setting": view.setting, "checkpoint": view.checkpoint, "heldout": record.spec.heldout}
     threshold = choose_threshold(view.threshold, cases, **where, protocol=protocol)
     wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
@@ -187,7 +196,7 @@ def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protoco
     matches = {
         "setting": cases["setting"] == view.setting,
         "checkpoint": cases["checkpoint"] == view.checkpoint,
-        "threshold": np.isclose(cases["threshold"], threshold, atol=1e-6),
+        "threshold": np.isclose(cases["threshold"].astype(float), threshold, atol=1e-6),
     }
     for column, match in matches.items():
         before, chosen = chosen, chosen & np.asarray(match)
@@ -201,6 +210,34 @@ def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protoco
         return record.without_rows(f"evaluation holds case {rows['case'][twice].iloc[0]} more than once")
     lesion_free = cases.loc[free, list(RAW_COLUMNS)] if free.any() else None
     return replace(record, rows=rows, lesion_free=lesion_free, threshold=threshold)
+
+
+def _misfit(cases: "pd.DataFrame") -> str | None:
+    """What no evaluation wrote: a raw column of another type, or a value that is no measurement. Undefined ones are a policy's business."""
+    import pandas as pd
+
+    for column in RAW_COLUMNS:
+        kind = pd.api.types.infer_dtype(cases[column], skipna=True)
+        holes = int(cases[column].isna().sum())
+        if holes and column in (*TEXTS, "threshold"):
+            return f"{holes} rows without {column}"
+        wanted, kinds = ("text", {"string"}) if column in TEXTS else ("numbers", NUMBER_KINDS)
+        if column in FLAGS:
+            wanted, kinds = "true or false", {"boolean"}
+        if kind not in {*kinds, "empty"}:
+            return f"{column} holds {kind} values, expected {wanted}"
+        if column in TEXTS or column in FLAGS:
+            continue
+        values = cases[column].astype("float64").dropna()
+        highest, fitting = (
+            (1, "from 0 to 1") if column in FRACTIONS else (sys.float_info.max, "finite and not negative")
+        )
+        fits = values.between(0, highest)
+        if column.startswith("n_"):
+            fits, fitting = fits & (values % 1 == 0), "a count"
+        if not fits.all():
+            return f"{column} {values[~fits].iloc[0]:g} is not {fitting}"
+    return None
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:
@@ -240,7 +277,7 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     """A run's command line with another held-out center and seed."""
     words: list[str] = []
     skip = False
-    for word in shlex.split(command):
+    for word in _words(command):
         option, _, value = word.partition("=")
         if skip or option in ("--heldout", "--seed"):
             skip = not skip and not value
@@ -249,9 +286,17 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
 
 
+def _words(command: str) -> list[str]:
+    """The words of a command line; of one that a hand spoiled (an open quote), what stands between spaces."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def preset_overrides(command: str) -> tuple[str, ...]:
     """The ``--set preset.…`` assignments of a run's command line, sorted: what a modified preset was changed to."""
-    words = shlex.split(command)
+    words = _words(command)
     assignments = [value for option, value in pairwise(words) if option == "--set"]
     assignments += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
     return tuple(sorted(value for value in assignments if value.startswith("preset.")))
