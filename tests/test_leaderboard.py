@@ -24,11 +24,13 @@ from leaderboard_runs import (
 from dgbench.atomic import write_json
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
-from dgbench.leaderboard.compile import Compiled, compile_runs
+from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.leaderboard.records import FLAGS, FRACTIONS, TEXTS, View, preset_overrides, retarget
-from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
+from dgbench.leaderboard.results import Compiled
+from dgbench.leaderboard.sheets import to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol
 
 

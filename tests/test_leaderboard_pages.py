@@ -24,7 +24,9 @@ from dgbench.errors import DgbenchError
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.published import load_published, published_names
 from dgbench.leaderboard.records import View
-from dgbench.leaderboard.tables import Sheet, leaderboard_sheets, run_settings, run_table, to_markdown
+from dgbench.leaderboard.run_table import run_settings, run_table
+from dgbench.leaderboard.sheets import Sheet, to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import protocol_names
 
 

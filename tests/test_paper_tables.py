@@ -13,7 +13,7 @@ from dgbench.errors import DgbenchError
 from dgbench.leaderboard.paper_tables import ABLATIONS, paper_table, paper_table_sheets
 from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.records import View
-from dgbench.leaderboard.tables import Sheet
+from dgbench.leaderboard.sheets import Sheet
 from dgbench.registry import discover
 
 

@@ -11,7 +11,7 @@ from dgbench.cli import options
 from dgbench.errors import DgbenchError, suggest
 
 if TYPE_CHECKING:
-    from dgbench.leaderboard.tables import Sheet
+    from dgbench.leaderboard.sheets import Sheet
 
 
 class TableFormat(StrEnum):
@@ -55,10 +55,11 @@ def leaderboard(
 ) -> None:
     """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
     from dgbench.leaderboard import export, tables
-    from dgbench.leaderboard.compile import Compiled, compile_runs
+    from dgbench.leaderboard.compile import compile_runs
     from dgbench.leaderboard.paper_tables import paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import View
+    from dgbench.leaderboard.results import Compiled
     from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
     from dgbench.protocol import CHECKPOINTS, load_protocol
 
@@ -102,11 +103,11 @@ def leaderboard(
 
 
 def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
-    from dgbench.leaderboard import tables
+    from dgbench.leaderboard import sheets as rendering
 
     if form is TableFormat.md:
-        typer.echo(tables.to_markdown(sheets))
+        typer.echo(rendering.to_markdown(sheets))
         return
     from rich.console import Console
 
-    Console(soft_wrap=False).print(tables.to_rich(sheets))
+    Console(soft_wrap=False).print(rendering.to_rich(sheets))

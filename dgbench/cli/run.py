@@ -182,7 +182,8 @@ def _show_result(plan: "RunPlan") -> None:
     import pandas as pd
     from rich.console import Console
 
-    from dgbench.leaderboard.tables import run_table, to_rich
+    from dgbench.leaderboard.run_table import run_table
+    from dgbench.leaderboard.sheets import to_rich
     from dgbench.store.folder import RunFolder
 
     folder = plan.own.folder

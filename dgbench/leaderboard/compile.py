@@ -9,14 +9,14 @@ seed has no number: the hole is listed with its reason and the command that fill
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.costs import RowCost, RunCost, row_cost
+from dgbench.leaderboard.costs import RunCost, row_cost
 from dgbench.leaderboard.records import (
     OFFICIAL,
     Record,
@@ -28,108 +28,23 @@ from dgbench.leaderboard.records import (
     retarget,
     row_labels,
 )
+from dgbench.leaderboard.results import (
+    AMONG_DETECTED,
+    BASELINE,
+    COUNTS,
+    METRICS,
+    CenterResult,
+    Compiled,
+    Missing,
+    Row,
+    Score,
+    Table,
+)
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BASELINE = "erm"
-"""The method, in its default configuration, that others are compared with."""
-METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
-"""DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
-
-DETECTION = ("sensitivity", "false_positives", "false_positives_lesion_free")
-"""Share of the reference lesions that are found, in [0, 1]; false-positive lesions per held-out case, and per case of the support
-centers."""
-AMONG_DETECTED = ("asd_detected", "hd95_detected", "centroid_detected")
-"""Distances in mm over the cases where both masks hold voxels: no constant of a policy enters."""
-
-COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A metric over seeds: mean and standard deviation (n−1; ``None`` for one seed)."""
-
-    mean: float
-    sd: float | None
-    n_seeds: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CenterResult:
-    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent."""
-
-    scores: Mapping[str, Score]
-    finished_seeds: tuple[int, ...]
-    counts: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method with one configuration; a ``control`` row had more draws than the protocol gives. ``mean`` is empty and ``worst`` ``None``
-    unless every center and seed is there; ``cost`` is None where no run tells of it."""
-
-    label: str
-    method: str
-    version: int
-    config: Mapping[str, Any]
-    modified: bool
-    control: bool
-    seeds: tuple[int, ...]
-    centers: Mapping[str, CenterResult]
-    mean: Mapping[str, Score]
-    worst: str | None
-    rank: int | None
-    cost: RowCost | None
-    notes: tuple[str, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether no run is missing."""
-        return bool(self.mean)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it."""
-
-    label: str
-    heldout: str
-    seed: int
-    reason: str
-    command: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed."""
-
-    dgbench: tuple[str, ...]
-    protocol_version: int
-    content: str
-    preset: str
-    ranked: bool
-    data: str
-    centers: tuple[str, ...]
-    seeds: tuple[int, ...]
-    n_cases: Mapping[str, int]
-    n_excluded: Mapping[str, int]
-    rows: tuple[Row, ...]
-    missing: tuple[Missing, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """All tables of one protocol in one view, newest dgbench and protocol version first; ``problems``: folders that cannot be read."""
-
-    protocol: str
-    kind: Literal["phantom", "patient"]
-    view: View
-    policy: policies.Policy
-    tables: tuple[Table, ...]
-    problems: tuple[str, ...]
 
 
 def resolve_policy(name: str, protocol: Protocol) -> policies.Policy:

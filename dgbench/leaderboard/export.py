@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.tables import BANNERS, REPORTED, describe_policy, printable
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
+from dgbench.leaderboard.sheets import BANNERS, REPORTED, describe_policy, printable
 
 
 def to_json(compiled: Compiled, published: Published | None = None) -> str:

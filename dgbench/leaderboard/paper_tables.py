@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.leaderboard.compile import CenterResult, Compiled, Row, Score, Table
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.tables import BANNERS, NOTES, REPORTED, UNITS, Sheet, describe_policy, missing_sheet, number
+from dgbench.leaderboard.results import CenterResult, Compiled, Row, Score, Table
+from dgbench.leaderboard.sheets import BANNERS, NOTES, REPORTED, UNITS, Sheet, describe_policy, number
+from dgbench.leaderboard.tables import missing_sheet
 from dgbench.protocol import Protocol
 
 METRICS = ("dsc", "asd", "hd95")
