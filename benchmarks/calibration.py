@@ -53,6 +53,7 @@ CONSERVATIVE = 0.025
 KINDS = ("studentised", "percentile", "basic")
 PATIENTS = (67, 20)
 SEEDS = (5, 3)
+COLLAPSING = 0.1
 SKEW = 1.5
 """Shape of the gamma distribution of skewed patients: skewness 2/√1.5 = 1.6, about that of the phantom's records."""
 
@@ -62,8 +63,9 @@ class Cell:
     """One cell of the grid; standard deviations in DSC points, of the difference between two methods.
 
     ``patients``: ``normal``, ``skewed`` or ``records`` (drawn with replacement from the committed records' differences to erm).
-    ``loud``: the first center's seed part is larger by this factor. ``center``: method × center effect; it sums to zero over the
-    centers unless ``new_centers``, where the claim is about centers that were not seen.
+    ``loud``: the first center's seed part is larger by this factor. ``collapse``: a tenth of each method's trainings loses so many
+    points. ``center``: method × center effect; it sums to zero over the centers unless ``new_centers``, where the claim is about
+    centers that were not seen.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Cell:
     residual: float = 0
     center: float = 0
     loud: float = 1
+    collapse: float = 0
     patients: str = "normal"
     new_centers: bool = False
     n_centers: int = 3
@@ -94,6 +97,7 @@ PROFILES = (
     Cell(name="residual only", residual=18),
     Cell(name="method × center", seed=3, patient=18, residual=12, center=8),
     Cell(name="one loud center", seed=3, patient=18, residual=12, loud=4),
+    Cell(name="collapsing trainings", seed=3, patient=18, residual=12, collapse=30),
     Cell(name="skewed patients", seed=3, patient=18, residual=12, patients="skewed"),
     Cell(name="skewed patients only", patient=18, patients="skewed"),
 )
@@ -181,6 +185,9 @@ def simulate(cell: Cell, n_tables: int, random: np.random.Generator) -> dict[str
     found = {}
     for place in range(cell.n_centers):
         training = cell.seed * (cell.loud if place == 0 else 1) * random.standard_normal((*shape[:2], 1))
+        if cell.collapse:
+            failed = random.random((2, *shape[:2], 1)) < COLLAPSING
+            training += cell.collapse * (failed[0].astype(np.float64) - failed[1])
         residual = cell.residual * random.standard_normal(shape)
         patients = _patients(cell, place, n_tables, random)
         found[f"center {place + 1}"] = effects[:, place, None, None] + training + patients + residual

@@ -16,8 +16,11 @@ from dgbench.leaderboard.resampling import (
     N_RESAMPLES,
     SEED,
     Weights,
+    assemble,
     bootstrap,
     critical_value,
+    moments,
+    part_means,
     resampling_weights,
 )
 from dgbench.leaderboard.scores import FloatArray, ScoreTable
@@ -144,12 +147,14 @@ def simultaneous(table: ScoreTable, *, level: float = LEVEL, weights: Weights | 
     single = {name: counts.astype(np.float32) for name, counts in weights.items()}
     count = len(table.methods)
     difference, error = np.zeros((count, count)), np.zeros((count, count))
-    largest = np.zeros(len(next(iter(single.values()))), dtype=np.float32)
+    means = part_means(moments(table.differences(table.methods[0]))[2], single)
+    largest = np.zeros(len(next(iter(means.values()))), dtype=np.float32)
     for row in range(count - 1):
-        rest = {center: values[row] - values[row + 1 :] for center, values in table.values.items()}
-        result = bootstrap(rest, single)
-        difference[row, row + 1 :] = result.estimate
-        error[row, row + 1 :] = result.standard_error
+        rest = slice(row + 1, None)
+        estimate, variance, parts = moments({c: values[row] - values[rest] for c, values in table.values.items()})
+        paired = {name: mean[:, [row]] - mean[:, rest] for name, mean in means.items()}
+        result = assemble(estimate, variance, parts, paired, single)
+        difference[row, rest], error[row, rest] = result.estimate, result.standard_error
         largest = np.maximum(largest, result.pivots.max(axis=1))
     value = float(critical_value(largest, level)) if count > 1 else 0.0
     half = np.multiply(error, value, out=np.zeros_like(error), where=error > 0)

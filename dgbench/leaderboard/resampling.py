@@ -22,7 +22,7 @@ confidence intervals, Annals of Statistics 16 (symmetric studentised intervals).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -42,6 +42,9 @@ Kind = Literal["studentised", "percentile", "basic"]
 
 Weights = Mapping[str, NDArray[np.floating]]
 """How often each unit of a part is drawn in each resample, (resamples, units), by name of the part."""
+
+Means = Mapping[str, NDArray[np.floating]]
+"""Resampled means of each part, (resamples, methods), by name of the part."""
 
 ROUNDING = 1e-12
 """Deviations below this share of the largest difference are rounding."""
@@ -115,25 +118,45 @@ def bootstrap(differences: Mapping[str, FloatArray], weights: Weights | None = N
     """
     if weights is None:
         weights = resampling_weights({center: array.shape[1:] for center, array in differences.items()})
+    estimate, variance, parts = moments(differences)
+    return assemble(estimate, variance, parts, part_means(parts, weights), weights)
+
+
+def moments(differences: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray, list[Part]]:
+    """The estimate and its variance, (methods,) each, and the parts to resample. Raises as :func:`bootstrap` does."""
     estimate = np.mean([array.mean(axis=(1, 2)) for array in differences.values()], axis=0)
     largest = np.max([np.abs(array).max(axis=(1, 2)) for array in differences.values()], axis=0)
     estimate = np.where(np.abs(estimate) <= ROUNDING * largest, 0.0, estimate)
     parts, variance = _parts(differences, ROUNDING * largest)
-    first = next(iter(weights.values()))
-    shift = np.zeros((len(first), len(estimate)), dtype=first.dtype)
-    spread = np.zeros_like(shift)
+    return estimate, variance, parts
+
+
+def part_means(parts: Sequence[Part], weights: Weights) -> Means:
+    """Resampled means of every part, in the precision of the weights; linear in the deviations, and so in the methods."""
+    found: dict[str, NDArray[np.floating]] = {}
     for name, deviations in parts:
-        count, counts = len(deviations), weights[name]
-        units = deviations.astype(counts.dtype, copy=False)
-        mean = counts @ units / count
+        counts = weights[name]
+        found[name] = counts @ deviations.astype(counts.dtype, copy=False) / len(deviations)
+    return found
+
+
+def assemble(
+    estimate: FloatArray, variance: FloatArray, parts: Sequence[Part], means: Means, weights: Weights
+) -> Bootstrap:
+    """The bootstrap from its moments and resampled means."""
+    first = next(iter(means.values()))
+    shift, spread = np.zeros_like(first), np.zeros_like(first)
+    for name, deviations in parts:
+        count, counts, mean = len(deviations), weights[name], means[name]
         shift += mean
         # the variance of the mean that this resample would be given: its own units' spread, n−1 in the divisor
-        spread += np.maximum(counts @ units**2 / count - mean**2, 0) / (count - 1)
+        squares = counts @ (deviations.astype(counts.dtype, copy=False) ** 2 / count)
+        spread += np.maximum(squares - mean**2, 0) / (count - 1)
     return Bootstrap(
         estimate=estimate,
         standard_error=np.sqrt(variance),
         draws=estimate + shift,
-        pivots=_ratio(np.abs(shift), np.sqrt(spread)),
+        pivots=_ratio(np.where(variance > 0, np.abs(shift), 0), np.sqrt(spread)),
     )
 
 
@@ -177,7 +200,7 @@ def _variance(part: Part) -> FloatArray:
     return variance
 
 
-def _ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+def _ratio(numerator: NDArray[np.floating], denominator: NDArray[np.floating]) -> FloatArray:
     """0/0 is 0, and x/0 infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: FloatArray = np.where(numerator == 0, 0.0, numerator / denominator)
