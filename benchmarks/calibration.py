@@ -295,7 +295,9 @@ def _percent(value: object) -> str:
 
 
 def _sds(cell: Cell) -> str:
-    return f"{cell.seed:g} / {cell.patient:g} / {cell.residual:g}"
+    more = f", one center's seed part ×{cell.loud:g}" if cell.loud != 1 else ""
+    more += f", {100 * COLLAPSING:g} % of trainings lose {cell.collapse:g} points" if cell.collapse else ""
+    return f"{cell.seed:g} / {cell.patient:g} / {cell.residual:g}{more}"
 
 
 def finished() -> dict[Cell, dict[str, object]]:
