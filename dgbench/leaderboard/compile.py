@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RunCost, row_cost
+from dgbench.leaderboard.evidence import TableStatistics, table_statistics
 from dgbench.leaderboard.records import (
     OFFICIAL,
     Record,
@@ -30,7 +31,6 @@ from dgbench.leaderboard.records import (
 )
 from dgbench.leaderboard.results import (
     AMONG_DETECTED,
-    BASELINE,
     COUNTS,
     METRICS,
     CenterResult,
@@ -40,6 +40,7 @@ from dgbench.leaderboard.results import (
     Score,
     Table,
 )
+from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 
@@ -114,7 +115,7 @@ class _Result(NamedTuple):
 
 def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, view: View) -> Table:
     records = refuse_partial(records)
-    results, records = _summaries(records, policy)
+    results, records, resolved = _summaries(records, policy)
     rows: dict[RowKey, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
@@ -128,9 +129,11 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
+    used: dict[str, tuple[str, int]] = {}
     for key, members in rows.items():
         expected = _seeds(members) if key.modified else seeds
-        row, holes = _row(key, labels[key], members, results, centers, expected, view)
+        row, holes, folders = _row(key, labels[key], members, results, centers, expected, view)
+        used |= folders
         row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
         missing += holes
@@ -148,11 +151,15 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
+        statistics=_statistics(compiled, used, resolved),
     )
 
 
-def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str, _Result], list[Record]]:
-    """The result of each counted run by folder, and the records again: a run that cannot be averaged is no longer counted."""
+def _summaries(
+    records: list[Record], policy: policies.Policy
+) -> tuple[dict[str, _Result], list[Record], "pd.DataFrame | None"]:
+    """The result of each counted run by folder, the records again (a run that cannot be averaged is no longer counted), and the resolved
+    case rows of all runs."""
     resolved, reasons = _resolve({record.folder: record.rows for record in records if record.rows is not None}, policy)
     lines: dict[str, dict[Any, Any]] = {}
     if resolved is not None:
@@ -168,9 +175,10 @@ def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str
             reasons[record.folder] = f"no case left to average: policy {policy.name} excludes all {int(line['n'])}"
         else:
             results[record.folder] = _Result(record, means, {count: int(line[count]) for count in COUNTS})
-    return results, [
+    counted = [
         record.without_rows(reasons[record.folder]) if record.folder in reasons else record for record in records
     ]
+    return results, counted, resolved
 
 
 def _detection(record: Record, line: Mapping[str, Any]) -> dict[str, float]:
@@ -212,7 +220,8 @@ def _row(
     centers: Sequence[str],
     seeds: Sequence[int],
     view: View,
-) -> tuple[Row, list[Missing]]:
+) -> tuple[Row, list[Missing], dict[str, tuple[str, int]]]:
+    """The row, its holes, and the folders it is made of with its label and their seeds."""
     notes: list[str] = []
     missing: list[Missing] = []
     finished: dict[str, dict[int, _Result]] = {center: {} for center in centers}
@@ -257,7 +266,26 @@ def _row(
             *(record.cost for record in members if isinstance(record.cost, str)),
         ),
     )
-    return row, missing
+    folders = {result.record.folder: (label, seed) for seeds in finished.values() for seed, result in seeds.items()}
+    return row, missing, folders
+
+
+def _statistics(
+    rows: Sequence[Row], used: Mapping[str, tuple[str, int]], resolved: "pd.DataFrame | None"
+) -> TableStatistics | None:
+    """Of complete rows of the unmodified preset; control rows are compared and take no rank."""
+    complete = {row.label: row for row in rows if row.complete and not row.modified}
+    if resolved is None or not complete:
+        return None
+    folders = {folder: cell for folder, cell in used.items() if cell[0] in complete}
+    cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
+    cases = cases.assign(
+        method=cases["folder"].map(lambda folder: folders[folder][0]),
+        seed=cases["folder"].map(lambda folder: folders[folder][1]),
+    )
+    baseline = next((label for label, row in complete.items() if row.method == BASELINE), None)
+    ranked = [label for label, row in complete.items() if not row.control]
+    return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)
 
 
 def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:

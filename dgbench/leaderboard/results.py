@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
+from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.records import View
 
-BASELINE = "erm"
-"""The method, in its default configuration, that others are compared with."""
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
 """DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
 
@@ -78,7 +77,8 @@ class Missing:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed."""
+    """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed; ``statistics`` are of the complete,
+    unmodified rows."""
 
     dgbench: tuple[str, ...]
     protocol_version: int
@@ -92,6 +92,7 @@ class Table:
     n_excluded: Mapping[str, int]
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
+    statistics: TableStatistics | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from dgbench.leaderboard.resampling import (
 from dgbench.leaderboard.scores import FloatArray, ScoreTable
 
 BASELINE = "erm"
+"""The method, in its default configuration, that others are compared with."""
 
 
 class Evidence(StrEnum):

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published, Reported
-from dgbench.leaderboard.results import AMONG_DETECTED, BASELINE, DETECTION, METRICS, Compiled, Row, Score, Table
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table
 from dgbench.leaderboard.sheets import (
     BANNERS,
     BLANK,
@@ -17,7 +18,15 @@ from dgbench.leaderboard.sheets import (
     number,
     points,
 )
+from dgbench.leaderboard.statistics import BASELINE, Difference, Evidence
 from dgbench.leaderboard.thresholds import TARGET_INFORMED
+
+EVIDENCE = {
+    Evidence.SMOKE: "smoke — one or two seeds show that methods run; three make a row with intervals, five a claim",
+    Evidence.ROW: "row — three or four seeds carry intervals, no p; five make a claim",
+    Evidence.CLAIM: "claim — five seeds or more",
+}
+"""What so many seeds permit one to say."""
 
 
 def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -> list[Sheet]:
@@ -25,6 +34,8 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
     sheets: list[Sheet] = []
     for position, table in enumerate(compiled.tables, start=1):
         sheets.append(_table_sheet(compiled, table, position))
+        if table.statistics is not None:
+            sheets += _statistics_sheets(table, table.statistics)
         if any(row.complete for row in table.rows):
             sheets.append(_detection_sheet(table))
         if any(row.cost for row in table.rows):
@@ -51,7 +62,7 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
     )
     rows = [
         (
-            str(row.rank or BLANK),
+            _rank_cell(table, row),
             row.label,
             *(_center_cell(table, row, center) for center in table.centers),
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
@@ -70,6 +81,82 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
         footer=("undefined: no case of a center defines the metric under this policy",) if undefined else (),
         numeric=frozenset(columns) - {"method", NOTES},
     )
+
+
+def _rank_cell(table: Table, row: Row) -> str:
+    """The rank; with too few seeds to know its interval it is marked."""
+    if row.rank is None:
+        return BLANK
+    smoke = table.statistics is not None and not table.statistics.evidence.has_interval
+    return f"{row.rank} ({Evidence.SMOKE})" if smoke else str(row.rank)
+
+
+def _statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
+    """Differences to the baseline and standings, then ranks under other schemes and metrics."""
+    columns = (
+        *("method", f"DSC − {BASELINE}", *(f"at {center}" for center in table.centers)),
+        *("p (Holm)", "effect size", "rank", "rank interval", "P(best)", "tier"),
+    )
+    lines = []
+    for row in table.rows:
+        one, place = found.comparisons.get(row.label), found.standings.get(row.label)
+        if one is None and place is None:
+            continue
+        centers = one.centers if one else {}
+        lines.append(
+            (
+                row.label,
+                _difference(one.overall) if one else "baseline" if row.method == BASELINE else BLANK,
+                *(_difference(centers[name]) if name in centers else BLANK for name in table.centers),
+                BLANK if one is None or one.p_holm is None else f"{one.p_holm:.3f}",
+                BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",
+                str(place.rank) if place else BLANK,
+                "–".join(map(str, place.rank_interval)) if place and place.rank_interval else BLANK,
+                BLANK if place is None or place.p_best is None else f"{place.p_best:.2f}",
+                str(place.tier) if place and place.tier else BLANK,
+            )
+        )
+    sheets = [
+        Sheet(
+            heading=(
+                f"Evidence: {EVIDENCE[found.evidence]}",
+                "difference of mean DSC in points with its 95 % interval (two-way bootstrap over seeds and patients, docs/statistics.md); "
+                "effect size: Cohen's d_z over patients; rank 1 is best, control rows have none",
+            ),
+            columns=columns,
+            rows=tuple(lines),
+            footer=found.notes,
+            numeric=frozenset(columns) - {"method"},
+        )
+    ]
+    if found.robustness:
+        methods = [row.label for row in table.rows if row.label in found.standings]
+        sheets.append(
+            Sheet(
+                heading=("Ranks under other schemes and metrics; Kendall's τ with the official ranks (first line)",),
+                columns=("metric", "scheme", *methods, "τ"),
+                rows=tuple(
+                    (
+                        HEADERS[one.metric],
+                        one.scheme,
+                        *(str(one.ranks[method]) for method in methods),
+                        BLANK if one.tau is None else f"{one.tau:+.2f}",
+                    )
+                    for one in found.robustness
+                ),
+                numeric=frozenset({*methods, "τ"}),
+            )
+        )
+    return sheets
+
+
+def _difference(difference: Difference) -> str:
+    """In points, with its interval where there is one."""
+    mean = f"{100 * difference.mean:+.1f}"
+    if difference.interval is None:
+        return mean
+    low, high = (100 * bound for bound in difference.interval)
+    return f"{mean} [{low:+.1f}, {high:+.1f}]"
 
 
 def _detection_sheet(table: Table) -> Sheet:
