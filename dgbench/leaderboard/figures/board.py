@@ -153,10 +153,10 @@ def named(cells: Iterable[Cell]) -> str:
 
 
 def undrawn(cells: Sequence[Cell], total: int, what: str) -> list[str]:
-    """One line about the runs that lack ``what``; nothing where none does."""
+    """One line about the runs of which ``what`` is true (``lack features.parquet``); nothing where there is none."""
     if not cells:
         return []
-    return [f"not drawn, {len(cells)} of {total} runs lack {what} (row, center, seeds): {named(cells)}"]
+    return [f"not drawn, {len(cells)} of {total} runs {what} (row, center, seeds): {named(cells)}"]
 
 
 def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = OFFICIAL) -> Board:

@@ -76,7 +76,7 @@ def draw(board: Board, options: Options) -> Drawing:
             lacking.append(cell)
     if not curves:
         raise NothingToDraw(f"no run keeps a validation log ({len(board.cells)} runs)")
-    notes = undrawn(lacking, len(board.cells), "validation.jsonl")
+    notes = undrawn(lacking, len(board.cells), "lack validation.jsonl")
     labels = [label for label in board.labels if any(curve.label == label for curve in curves)]
     look = looks(board.labels)
     centers = board.table.centers
