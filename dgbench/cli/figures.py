@@ -71,16 +71,20 @@ def figures(
             err=True,
         )
     chosen = Options(limit=limit / 100, by=by, lesion_type=_lesion_types(contract, board))
-    written = []
+    empty = []
     for figure in draw_figures(board, names, out, form.value, chosen):
-        written.append(figure)
+        if not figure.files:
+            empty.append(figure)
+            continue
         for path in figure.files:
             typer.echo(path)
-        for note in figure.notes if figure.files or len(names) > 1 else ():
+        for note in figure.notes:
             typer.echo(f"{figure.name}: {note}", err=True)
-    if not any(figure.files for figure in written):
-        reasons = "; ".join(f"{figure.name}: {note}" for figure in written for note in figure.notes)
-        raise DgbenchError(f"--runs {runs}: no figure was drawn — {reasons}")
+    reasons = [f"{figure.name}: {note}" for figure in empty for note in figure.notes]
+    if len(empty) == len(names):
+        raise DgbenchError(f"--runs {runs}: no figure was drawn — {'; '.join(reasons)}")
+    for reason in reasons:
+        typer.echo(reason, err=True)
 
 
 def _lesion_types(protocol: "Protocol", board: "Board") -> Callable[[str], str]:

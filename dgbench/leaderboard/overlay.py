@@ -195,8 +195,8 @@ def field_around(case: CaseSlice, masks: Sequence[Mask], margin_mm: float, other
     return Field(y, x, float(side))
 
 
-def draw_slice(axis: "Axes", case: CaseSlice, view: Field) -> None:
-    """The image in mm, cut to ``view``, with a scale bar."""
+def draw_slice(axis: "Axes", case: CaseSlice, view: Field, *, bar: bool = True) -> None:
+    """The image in mm, cut to ``view``, with a scale bar unless there is no room for one."""
     height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
     low, high = case.window or (float(case.image.min()), float(case.image.max()))
     axis.set_facecolor("black")
@@ -216,6 +216,11 @@ def draw_slice(axis: "Axes", case: CaseSlice, view: Field) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
+    if bar:
+        _scale_bar(axis, view)
+
+
+def _scale_bar(axis: "Axes", view: Field) -> None:
     length = next((bar for bar in SCALE_BARS_MM if bar <= 0.3 * view.side), SCALE_BARS_MM[-1])
     right, bottom = 0.95, 0.06
     axis.plot(
