@@ -131,6 +131,7 @@ def test_modules_are_small(module: str) -> None:
         ["methods", "list"],
         ["methods", "show", "dualtask"],
         ["protocols", "list"],
+        ["figures", "--help"],
         ["run", "--method", "dualtask", "--heldout", "RENJI", "--device", "cpu", "--dry-run", "--cache", "none"],
     ],
     ids=" ".join,
