@@ -7,7 +7,6 @@ from dgbench.leaderboard.figures.board import Board, Cell
 from dgbench.leaderboard.figures.style import SMALL_PT, TEXT_PT, Sheet
 from dgbench.leaderboard.overlay import (
     COLOURS,
-    FIELD_MARGIN_MM,
     Field,
     draw_caption,
     draw_contour,
@@ -27,9 +26,10 @@ MOST_METHODS = 5
 """Methods on one page, beside the whole slice."""
 PANEL, GAP, LEFT = 1.55, 0.04, 0.5
 """Side of a panel, space between panels and left of them, in inches."""
-INSET = 0.42
+INSET = 0.4
 """Side of the enlarged lesion relative to its panel."""
-INSET_MARGIN_MM = 8.0
+FIELD_MARGIN_MM, INSET_MARGIN_MM = 40.0, 8.0
+"""Around what is drawn: wide in the panel, so that its corner is free for the enlarged lesion."""
 LEGEND = {
     "reference pancreas": "reference pancreas",
     "reference tumor": "reference tumor",
