@@ -330,6 +330,7 @@ def test_overlays_show_a_column_per_method_and_go_on_with_a_page(tmp_path: Path)
     drawing = overlays.draw(board_of(tmp_path), Options())
     titles = [[axis.get_title() for axis in sheet.figure.axes[:4]] for sheet in drawing.sheets]
     assert titles == [["whole slice", "dam", "dart", "erm"], ["whole slice", "hog", "randconv", "saml"]]
+    assert [sheet.figure.texts[0].get_text()[-8:] for sheet in drawing.sheets] == ["(1 of 2)", "(2 of 2)"]
     assert "MSD, best\nMSD_0001\nmean DSC over rows 90.0" in [
         axis.get_ylabel() for axis in drawing.sheets[0].figure.axes
     ]
@@ -517,13 +518,17 @@ def test_records_give_what_they_can_and_the_rest_is_said(tmp_path: Path, capsys:
     code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
     assert code == 0
     assert [Path(line).name for line in out] == ["centroids.png", "failures.png", "cost.png", "curves.png"]
-    starts = [line.partition(", 6 of 6 runs ")[0] for line in err]
+    starts = [line.partition(", all 6 runs lack ")[0] for line in err]
     assert starts == [
         "failures: not drawn",
         "overlays: nothing to draw: not drawn",
         "embedding: nothing to draw: not drawn",
     ]
-    assert all("erm MSD 0, RENJI 0, RMYY 0" in line for line in err)
+    add_whole(tmp_path / "runs", "saml", "MSD", (0.1, 0.2), keep=("slices",))
+    shown = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", "overlays")
+    (line,) = shown[2]
+    assert "overlays: not drawn, 6 of 7 runs lack slices (row, center, seeds): " in line
+    assert "erm MSD 0, RENJI 0, RMYY 0" in line
     drawing = failures.draw(board_of(tmp_path / "runs"), Options())
     assert "lack slices for the gallery" in text_of(drawing.sheets[0])
 
@@ -559,7 +564,7 @@ def test_lesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys:
         (["--protocol", "hippocampus"], "no finished run of protocol hippocampus"),
         (
             ["--only", "embedding"],
-            "no figure was drawn — embedding: nothing to draw: not drawn, 6 of 6 runs lack features",
+            "no figure was drawn — embedding: nothing to draw: not drawn, all 6 runs lack features",
         ),
         (["--only", "overlays"], "records keep no slices"),
         (["--only", "cost,curves"], "curves: nothing to draw: no run keeps a validation log (6 runs)"),

@@ -118,7 +118,7 @@ class Board:
         if not holes:
             return []
         return [
-            f"missing runs ({len(holes)}), never averaged over: {shortened(holes, '`dgbench leaderboard` lists all')}"
+            f"missing runs ({len(holes)}), never averaged over: {shortened(holes, '(`dgbench leaderboard` lists all)')}"
         ]
 
     def sheet(self, width: float, body: float, title: str, footer: Iterable[str] = ()) -> Sheet:
@@ -135,9 +135,9 @@ def _stamps(cells: Sequence[Cell]) -> list[str]:
 
 
 def shortened(words: Sequence[str], rest: str, most: int = MOST_NAMED) -> str:
-    """The first of ``words``, and how many there are beyond; ``rest`` says where to find them."""
+    """The first of ``words``, and how many there are beyond; ``rest`` says what they are or where to find them."""
     more = len(words) - most
-    return "; ".join(words) if more <= 0 else f"{'; '.join(words[:most])}; and {more} more ({rest})"
+    return "; ".join(words) if more <= 0 else f"{'; '.join(words[:most])}; and {more} more {rest}"
 
 
 def named(cells: Iterable[Cell]) -> str:
@@ -149,13 +149,15 @@ def named(cells: Iterable[Cell]) -> str:
     for label, centers in rows.items():
         cells_of = (f"{center} {', '.join(seeds)}" for center, seeds in centers.items())
         words.append(f"{label} {', '.join(cells_of)}")
-    return shortened(words, "and so on")
+    return shortened(words, "rows")
 
 
 def undrawn(cells: Sequence[Cell], total: int, what: str) -> list[str]:
     """One line about the runs of which ``what`` is true (``lack features.parquet``); nothing where there is none."""
     if not cells:
         return []
+    if len(cells) == total:
+        return [f"not drawn, all {total} runs {what}"]
     return [f"not drawn, {len(cells)} of {total} runs {what} (row, center, seeds): {named(cells)}"]
 
 

@@ -1,6 +1,6 @@
 """Training curves: source-validation DSC over training steps, per stage, held-out center and method."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dgbench.atomic import read_jsonl
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options, undrawn
-from dgbench.leaderboard.figures.style import Look, finish, looks, pages, say
+from dgbench.leaderboard.figures.style import TEXT_PT, Look, Sheet, finish, looks, numbered, pages, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,10 +65,8 @@ def mean_curve(curves: Sequence[Curve], seeds: Sequence[int]) -> tuple[NDArray[n
 
 def draw(board: Board, options: Options) -> Drawing:
     """Rows of panels are stages, columns held-out centers; thin lines are seeds, thick ones means over all seeds of the table."""
-    from matplotlib.ticker import MaxNLocator
-
-    stages = list(dict.fromkeys(stage for cell in board.cells for stage in cell.run.own_stages))
-    curves, lacking = [], []
+    curves: list[Curve] = []
+    lacking = []
     for cell in board.cells:
         found = [curve for stage in cell.run.own_stages if (curve := read_curve(cell, stage))]
         curves += found
@@ -78,45 +76,50 @@ def draw(board: Board, options: Options) -> Drawing:
         raise NothingToDraw(f"no run keeps a validation log ({len(board.cells)} runs)")
     notes = undrawn(lacking, len(board.cells), "lack validation.jsonl")
     labels = [label for label in board.labels if any(curve.label == label for curve in curves)]
-    look = looks(board.labels)
-    centers = board.table.centers
-    sheets = []
-    for part in pages(labels, MOST_METHODS):
-        legend = 0.2 * -(-len(part) // 4) + 0.1
-        several = len(board.table.seeds) > 1
-        text = "thin: one seed; thick: mean, only where every seed is there" if several else "one seed"
-        footer = [
-            f"validation DSC in points (0–100) on the label ROI, no flips: equal-weight mean over the source centers; {text}; a ring "
-            "is the best value of a seed, where its official checkpoint is taken",
-            *notes,
-        ]
-        width = max(5.0, 0.7 + 2.1 * len(centers))
-        sheet = board.sheet(width, 1.8 * len(stages) + 0.5 + legend, "training curves on source validation", footer)
-        grid = sheet.grid(
-            len(stages), len(centers), left=0.5, above=0.22, below=0.33 + legend, gaps=(0.17, 0.42), sharey="row"
-        )
-        for stage, axes in zip(stages, grid, strict=True):
-            for center, axis in zip(centers, axes, strict=True):
-                here = [curve for curve in curves if (curve.stage, curve.center) == (stage, center)]
-                here = [curve for curve in here if curve.label in part]
-                if not here:
-                    say(axis, f"held-out {center}: no run")
-                for label in part:
-                    _lines(axis, [curve for curve in here if curve.label == label], board, look[label])
-                axis.set_title(f"{stage}, held-out {center}", fontsize=7, pad=3)
-                axis.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-                finish(axis)
-            axes[0].set_ylabel("validation DSC (points)")
-        for axis in grid[-1]:
-            axis.set_xlabel("training step")
-        sheet.legend([_handle(label, look[label]) for label in part], columns=4, handlelength=3.2)
-        sheets.append(sheet)
+    parts = pages(labels, MOST_METHODS)
+    titles = [numbered("training curves on source validation", page, len(parts)) for page in range(1, len(parts) + 1)]
+    sheets = [_page(board, curves, part, title, notes) for part, title in zip(parts, titles, strict=True)]
     return Drawing(sheets, notes)
 
 
-def _lines(axis: "Axes", curves: Sequence[Curve], board: Board, look: Look) -> None:
+def _page(board: Board, curves: Sequence[Curve], labels: Sequence[str], title: str, notes: Sequence[str]) -> Sheet:
+    stages = list(dict.fromkeys(curve.stage for curve in curves))
+    centers, look = board.table.centers, looks(board.labels)
+    seeds = "thin: one seed; thick: mean, only where every seed is there" if len(board.table.seeds) > 1 else "one seed"
+    footer = [
+        f"validation DSC in points (0–100) on the label ROI, no flips: equal-weight mean over the source centers; {seeds}; a ring is the "
+        "best value of a seed, where its official checkpoint is taken",
+        *notes,
+    ]
+    legend = 0.2 * -(-len(labels) // 4) + 0.1
+    width = max(5.0, 0.7 + 2.1 * len(centers))
+    sheet = board.sheet(width, 1.8 * len(stages) + 0.5 + legend, title, footer)
+    gaps = (0.17, 0.42)
+    grid = sheet.grid(len(stages), len(centers), left=0.5, above=0.22, below=0.33 + legend, gaps=gaps, sharey="row")
+    for stage, axes in zip(stages, grid, strict=True):
+        for center, axis in zip(centers, axes, strict=True):
+            here = [curve for curve in curves if (curve.stage, curve.center) == (stage, center)]
+            _panel(axis, board, [curve for curve in here if curve.label in labels], look)
+            axis.set_title(f"{stage}, held-out {center}", fontsize=TEXT_PT, pad=3)
+        axes[0].set_ylabel("validation DSC (points)")
+    for axis in grid[-1]:
+        axis.set_xlabel("training step")
+    sheet.legend([_handle(label, look[label]) for label in labels], columns=4, handlelength=3.2)
+    return sheet
+
+
+def _panel(axis: "Axes", board: Board, curves: Sequence[Curve], look: Mapping[str, Look]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    finish(axis)
     if not curves:
-        return
+        say(axis, "no run")
+    for label in dict.fromkeys(curve.label for curve in curves):
+        _lines(axis, [curve for curve in curves if curve.label == label], board, look[label])
+
+
+def _lines(axis: "Axes", curves: Sequence[Curve], board: Board, look: Look) -> None:
     mean = mean_curve(curves, board.row(curves[0].label).seeds)
     single = len(curves) == 1 and mean is not None
     style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash, "marker": look.marker}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options, undrawn
-from dgbench.leaderboard.figures.style import SMALL_PT, TONES, Sheet, pages, say
+from dgbench.leaderboard.figures.style import SMALL_PT, TONES, Sheet, numbered, pages, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,7 +143,12 @@ def draw(board: Board, options: Options) -> Drawing:
     centers = [center for center in board.table.centers if any(center == drawn for _, drawn in found)]
     names = sorted({name for entry in found.values() for name in entry.center}, key=_order(board))
     colours = {name: TONES[index % len(TONES)] for index, name in enumerate(names)}
-    return Drawing([_page(board, found, part, centers, colours, notes) for part in pages(labels, MOST_METHODS)], notes)
+    parts = pages(labels, MOST_METHODS)
+    titles = [numbered("t-SNE of pooled features", page, len(parts)) for page in range(1, len(parts) + 1)]
+    sheets = [
+        _page(board, found, part, centers, colours, title, notes) for part, title in zip(parts, titles, strict=True)
+    ]
+    return Drawing(sheets, notes)
 
 
 def _order(board: Board) -> Callable[[str], tuple[int, str]]:
@@ -158,6 +163,7 @@ def _page(
     labels: Sequence[str],
     centers: Sequence[str],
     colours: Mapping[str, str],
+    title: str,
     notes: Sequence[str],
 ) -> Sheet:
     note, left, least = 0.34, 0.34, 5.6
@@ -176,7 +182,7 @@ def _page(
     ]
     width = max(least, left + len(labels) * (panel + 0.08) + 0.1)
     body = len(centers) * (panel + note) + 0.5
-    sheet = board.sheet(width, body, "t-SNE of pooled features", footer)
+    sheet = board.sheet(width, body, title, footer)
     used = left + len(labels) * (panel + 0.08)
     grid = sheet.grid(
         len(centers), len(labels), left=left, right=width - used, above=0.22, below=0.3 + note - 0.02, gaps=(0.08, note)

@@ -14,7 +14,7 @@ from dgbench.leaderboard.figures.panels import (
     page_size,
     shown_cells,
 )
-from dgbench.leaderboard.figures.style import HATCHES, SMALL_PT, TONES, Sheet, finish, pages
+from dgbench.leaderboard.figures.style import HATCHES, SMALL_PT, TONES, Sheet, finish, numbered, pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,11 @@ def draw(board: Board, options: Options) -> Drawing:
     sheets = [_chart(board, found, limit, notes)]
     if cases:
         labels = [label for label in board.labels if any(label == drawn for drawn, _ in shown)]
-        sheets += [_gallery(board, shown, cases, part, options, notes) for part in pages(labels, MOST_METHODS)]
+        parts = pages(labels, MOST_METHODS)
+        for page, part in enumerate(parts, start=1):
+            sheets.append(
+                _gallery(board, shown, cases, part, options, numbered("failed cases", page, len(parts)), notes)
+            )
     return Drawing(sheets, notes)
 
 
@@ -158,6 +162,7 @@ def _gallery(
     cases: Sequence[tuple[str, str, float]],
     labels: Sequence[str],
     options: Options,
+    title: str,
     notes: Sequence[str],
 ) -> Sheet:
     rows = [
@@ -176,6 +181,6 @@ def _gallery(
         *notes,
     ]
     width, body = page_size(len(rows), len(labels))
-    sheet = board.sheet(width, body, "failed cases", footer)
+    sheet = board.sheet(width, body, title, footer)
     draw_panels(board, sheet, rows, labels, shown)
     return sheet

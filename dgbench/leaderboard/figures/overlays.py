@@ -12,7 +12,7 @@ from dgbench.leaderboard.figures.panels import (
     page_size,
     shown_cells,
 )
-from dgbench.leaderboard.figures.style import Sheet, pages
+from dgbench.leaderboard.figures.style import Sheet, numbered, pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,9 @@ def draw(board: Board, options: Options) -> Drawing:
     ]
     labels = [label for label in board.labels if any(label == drawn for drawn, _ in shown)]
     parts = pages(labels, MOST_METHODS)
-    return Drawing([_page(board, shown, rows, part, whose, notes) for part in parts], notes)
+    titles = [numbered("best, median and worst cases", page, len(parts)) for page in range(1, len(parts) + 1)]
+    sheets = [_page(board, shown, rows, part, whose, title, notes) for part, title in zip(parts, titles, strict=True)]
+    return Drawing(sheets, notes)
 
 
 def _page(
@@ -104,6 +106,7 @@ def _page(
     rows: Sequence[CaseRow],
     labels: Sequence[str],
     whose: str,
+    title: str,
     notes: Sequence[str],
 ) -> "Sheet":
     seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in shown.values()}))
@@ -113,6 +116,6 @@ def _page(
         *notes,
     ]
     width, body = page_size(len(rows), len(labels))
-    sheet = board.sheet(width, body, "best, median and worst cases", footer)
+    sheet = board.sheet(width, body, title, footer)
     draw_panels(board, sheet, rows, labels, shown)
     return sheet

@@ -224,3 +224,8 @@ def pages(names: Sequence[str], most: int) -> list[Sequence[str]]:
     count = max(1, -(-len(names) // most))
     size = -(-len(names) // count)
     return [names[start : start + size] for start in range(0, len(names), size)]
+
+
+def numbered(title: str, page: int, count: int) -> str:
+    """``title``, with the number of its page (from 1) where there are several."""
+    return title if count == 1 else f"{title} ({page} of {count})"
