@@ -140,6 +140,7 @@ def test_the_source_distribution_has_the_published_results_and_no_run_records() 
         ["methods", "list"],
         ["methods", "show", "dualtask"],
         ["protocols", "list"],
+        ["figures", "--help"],
         ["run", "--method", "dualtask", "--heldout", "RENJI", "--device", "cpu", "--dry-run", "--cache", "none"],
     ],
     ids=" ".join,

@@ -129,11 +129,9 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
-    used: dict[str, tuple[str, int]] = {}
     for key, members in rows.items():
         expected = _seeds(members) if key.modified else seeds
-        row, holes, folders = _row(key, labels[key], members, results, centers, expected, view)
-        used |= folders
+        row, holes = _row(key, labels[key], members, results, centers, expected, view)
         row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
         missing += holes
@@ -151,7 +149,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
-        statistics=_statistics(compiled, used, resolved),
+        statistics=_statistics(compiled, resolved),
     )
 
 
@@ -220,8 +218,7 @@ def _row(
     centers: Sequence[str],
     seeds: Sequence[int],
     view: View,
-) -> tuple[Row, list[Missing], dict[str, tuple[str, int]]]:
-    """The row, its holes, and the folders it is made of with its label and their seeds."""
+) -> tuple[Row, list[Missing]]:
     notes: list[str] = []
     missing: list[Missing] = []
     finished: dict[str, dict[int, _Result]] = {center: {} for center in centers}
@@ -266,18 +263,20 @@ def _row(
             *(record.cost for record in members if isinstance(record.cost, str)),
         ),
     )
-    folders = {result.record.folder: (label, seed) for seeds in finished.values() for seed, result in seeds.items()}
-    return row, missing, folders
+    return row, missing
 
 
-def _statistics(
-    rows: Sequence[Row], used: Mapping[str, tuple[str, int]], resolved: "pd.DataFrame | None"
-) -> TableStatistics | None:
+def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableStatistics | None:
     """Of complete rows of the unmodified preset; control rows are compared and take no rank."""
     complete = {row.label: row for row in rows if row.complete and not row.modified}
     if resolved is None or not complete:
         return None
-    folders = {folder: cell for folder, cell in used.items() if cell[0] in complete}
+    folders = {
+        folder: (label, seed)
+        for label, row in complete.items()
+        for center in row.centers.values()
+        for seed, folder in center.folders.items()
+    }
     cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
     cases = cases.assign(
         method=cases["folder"].map(lambda folder: folders[folder][0]),
@@ -311,6 +310,7 @@ def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
         scores=_scores([result.means for result in finished.values()]) if complete else {},
         finished_seeds=tuple(finished),
         counts=dict(counts),
+        folders={seed: result.record.folder for seed, result in finished.items()},
     )
 
 

@@ -37,7 +37,7 @@ SCALE_BARS_MM = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
 DPI = 220
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     """A square field of view in mm: center (y, x) and side."""
 
     y: float
@@ -116,25 +116,25 @@ def draw_overlays(
 
 def _draw_case(axes: Sequence["Axes"], case: CaseSlice) -> None:
     image, reference, pancreas, coarse, fine, lesion = axes
-    whole = _whole(case)
-    view = _around(
+    whole = whole_field(case)
+    view = field_around(
         case,
         (case.reference_pancreas, case.reference_tumor, case.pancreas, case.tumor_coarse, case.tumor_fine),
         FIELD_MARGIN_MM,
         whole,
     )
-    zoom = _around(case, _first_nonempty(case), ZOOM_MARGIN_MM, view)
+    zoom = field_around(case, lesion_masks(case), ZOOM_MARGIN_MM, view)
 
-    _slice(image, case, whole)
-    _rectangle(image, view)
+    draw_slice(image, case, whole)
+    draw_rectangle(image, view)
     image.set_ylabel(case.case, fontsize=7, labelpad=3)
-    _caption(image, f"slice {case.slice_index + 1} of {case.n_slices}")
+    draw_caption(image, f"slice {case.slice_index + 1} of {case.n_slices}")
 
-    _slice(reference, case, view)
-    _contour(reference, case, case.reference_pancreas, "reference pancreas")
-    _contour(reference, case, case.reference_tumor, "reference tumor")
+    draw_slice(reference, case, view)
+    draw_contour(reference, case, case.reference_pancreas, "reference pancreas")
+    draw_contour(reference, case, case.reference_tumor, "reference tumor")
     if not case.reference_tumor.any():
-        _caption(reference, "no tumor on this slice")
+        draw_caption(reference, "no tumor on this slice")
 
     predictions = (
         (
@@ -149,27 +149,27 @@ def _draw_case(axes: Sequence["Axes"], case: CaseSlice) -> None:
         (fine, "fine", case.tumor_fine, "fine tumor", case.reference_tumor, "reference tumor"),
     )
     for axis, key, mask, colour, truth, truth_colour in predictions:
-        _slice(axis, case, view)
-        _contour(axis, case, truth, truth_colour)
-        _contour(axis, case, mask, colour)
+        draw_slice(axis, case, view)
+        draw_contour(axis, case, truth, truth_colour)
+        draw_contour(axis, case, mask, colour)
         value = case.dsc.get(key, float("nan"))
         score = "DSC not measured" if np.isnan(value) else f"DSC {100 * value:.1f}"
-        _caption(axis, score if mask.any() else f"{score} · none on this slice")
+        draw_caption(axis, score if mask.any() else f"{score} · none on this slice")
 
-    _slice(lesion, case, zoom)
-    _contour(lesion, case, case.tumor_coarse, "coarse tumor", width=1.7)
-    _contour(lesion, case, case.reference_tumor, "reference tumor", width=1.7)
-    _contour(lesion, case, case.tumor_fine, "fine tumor", width=1.7)
-    _rectangle(reference, zoom)
+    draw_slice(lesion, case, zoom)
+    draw_contour(lesion, case, case.tumor_coarse, "coarse tumor", width=1.7)
+    draw_contour(lesion, case, case.reference_tumor, "reference tumor", width=1.7)
+    draw_contour(lesion, case, case.tumor_fine, "fine tumor", width=1.7)
+    draw_rectangle(reference, zoom)
 
 
-def _whole(case: CaseSlice) -> _Field:
+def whole_field(case: CaseSlice) -> Field:
     """The smallest square that holds the slice."""
     height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
-    return _Field(height / 2, width / 2, max(height, width))
+    return Field(height / 2, width / 2, max(height, width))
 
 
-def _first_nonempty(case: CaseSlice) -> tuple[Mask, ...]:
+def lesion_masks(case: CaseSlice) -> tuple[Mask, ...]:
     """What the lesion panel is centered on: the reference lesion, else what was predicted, else the pancreas."""
     candidates = (
         (case.reference_tumor,),
@@ -179,7 +179,7 @@ def _first_nonempty(case: CaseSlice) -> tuple[Mask, ...]:
     return next((masks for masks in candidates if any(mask.any() for mask in masks)), ())
 
 
-def _around(case: CaseSlice, masks: Sequence[Mask], margin_mm: float, otherwise: _Field) -> _Field:
+def field_around(case: CaseSlice, masks: Sequence[Mask], margin_mm: float, otherwise: Field) -> Field:
     """The square around all ``masks`` plus a margin, moved so that it does not leave the slice; ``otherwise`` if they are empty."""
     union = np.logical_or.reduce(masks) if masks else np.zeros(case.image.shape, dtype=bool)
     if not union.any():
@@ -192,11 +192,11 @@ def _around(case: CaseSlice, masks: Sequence[Mask], margin_mm: float, otherwise:
         float(np.clip((low + high) / 2, side / 2, limit - side / 2))
         for (low, high), limit in zip(extents, limits, strict=True)
     )
-    return _Field(y, x, float(side))
+    return Field(y, x, float(side))
 
 
-def _slice(axis: "Axes", case: CaseSlice, view: _Field) -> None:
-    """The image in mm, cut to ``view``, with a scale bar."""
+def draw_slice(axis: "Axes", case: CaseSlice, view: Field, *, bar: bool = True) -> None:
+    """The image in mm, cut to ``view``, with a scale bar unless there is no room for one."""
     height, width = (count * size for count, size in zip(case.image.shape, case.spacing, strict=True))
     low, high = case.window or (float(case.image.min()), float(case.image.max()))
     axis.set_facecolor("black")
@@ -216,6 +216,11 @@ def _slice(axis: "Axes", case: CaseSlice, view: _Field) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set_visible(False)
+    if bar:
+        _scale_bar(axis, view)
+
+
+def _scale_bar(axis: "Axes", view: Field) -> None:
     length = next((bar for bar in SCALE_BARS_MM if bar <= 0.3 * view.side), SCALE_BARS_MM[-1])
     right, bottom = 0.95, 0.06
     axis.plot(
@@ -240,7 +245,7 @@ def _slice(axis: "Axes", case: CaseSlice, view: _Field) -> None:
     )
 
 
-def _contour(axis: "Axes", case: CaseSlice, mask: Mask, name: str, width: float = 1.2) -> None:
+def draw_contour(axis: "Axes", case: CaseSlice, mask: Mask, name: str, width: float = 1.2) -> None:
     """The outline of ``mask`` between pixel centers, closed at the image border; nothing for an empty mask."""
     if not mask.any():
         return
@@ -252,19 +257,19 @@ def _contour(axis: "Axes", case: CaseSlice, mask: Mask, name: str, width: float 
         levels=[0.5],
         colors=[COLOURS[name]],
         linewidths=[width],
-        linestyles=[_style(name)],
+        linestyles=[line_style(name)],
     )
     lines.set_path_effects(_halo(width + 0.7))
 
 
-def _style(name: str) -> Any:
+def line_style(name: str) -> Any:
     """Solid for references, dashed for predictions, dotted for the coarse tumor."""
     if name.startswith("reference"):
         return "solid"
     return (0, (1.5, 0.7)) if name.startswith("coarse") else (0, (3.5, 1.2))
 
 
-def _rectangle(axis: "Axes", view: _Field) -> None:
+def draw_rectangle(axis: "Axes", view: Field) -> None:
     from matplotlib.patches import Rectangle
 
     corner = (view.x - view.side / 2, view.y - view.side / 2)
@@ -273,7 +278,7 @@ def _rectangle(axis: "Axes", view: _Field) -> None:
     )
 
 
-def _caption(axis: "Axes", text: str) -> None:
+def draw_caption(axis: "Axes", text: str) -> None:
     axis.text(
         0.04,
         0.96,
@@ -298,6 +303,6 @@ def _legend() -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], color=colour, linestyle=_style(name), linewidth=1.8, label=name)
+        Line2D([], [], color=colour, linestyle=line_style(name), linewidth=1.8, label=name)
         for name, colour in COLOURS.items()
     ]

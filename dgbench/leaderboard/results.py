@@ -32,11 +32,13 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class CenterResult:
-    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent."""
+    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent. ``folders``
+    names the counted run of each finished seed, relative to the runs root."""
 
     scores: Mapping[str, Score]
     finished_seeds: tuple[int, ...]
     counts: Mapping[str, int]
+    folders: Mapping[int, str]
 
 
 @dataclass(frozen=True, kw_only=True)

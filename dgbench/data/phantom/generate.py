@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from dgbench.data.phantom.anatomy import Anatomy, Layer, Part, draw_anatomy
 from dgbench.data.phantom.appearance import AIR, Style, calibrate, draw_style, noise_slices, reconstruct
 from dgbench.data.phantom.axes import LESION_FREE
-from dgbench.data.phantom.lesions import Lesion, draw_lesion
+from dgbench.data.phantom.lesions import Lesion, choose_kind, draw_lesion
 from dgbench.data.phantom.recipe import PhantomRecipe, check_center, draw_axis, stream
 from dgbench.data.phantom.shapes import Box, Field, Floats, Shape, draw_field, span_of
 from dgbench.errors import DgbenchError
@@ -123,6 +123,21 @@ def draw_case(recipe: PhantomRecipe, center: str, index: int) -> PhantomCase:
 def case_name(center: str, index: int) -> str:
     """Case id of the ``index``-th case, counted from 0: ``MSD_0001`` is the first."""
     return f"{center}_{index + 1:04d}"
+
+
+def lesion_type(recipe: PhantomRecipe, case: str) -> str | None:
+    """What grows in a case, without rendering it: ``PDA``, ``PDA, stent``, ``IPMN`` or ``PNET``; None in a lesion-free center, or where
+    ``case`` (``MSD/MSD_0001``) is not named like one of ``recipe``."""
+    center, _, name = case.rpartition("/")
+    if center in LESION_FREE or center not in recipe.counts():
+        return None
+    number = name.removeprefix(f"{center}_")
+    if not number.isdigit() or not 1 <= int(number) <= recipe.counts()[center]:
+        return None
+    index = int(number) - 1
+    u_kind = float(stream(recipe, center, index, "lesion").random())
+    kind, stent = choose_kind(u_kind, draw_axis(recipe, center, index, "lesion"))
+    return f"{kind}, stent" if stent else kind
 
 
 def annotation_ceiling(recipe: PhantomRecipe, center: str, n: int) -> float:

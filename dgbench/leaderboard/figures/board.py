@@ -1,0 +1,203 @@
+"""What figures are drawn from: one table of a leaderboard, with the run folder behind each of its cells."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard import policies
+from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.figures.style import Sheet, new_sheet
+from dgbench.leaderboard.records import OFFICIAL, View
+from dgbench.leaderboard.results import Compiled, Row, Table
+from dgbench.leaderboard.sheets import BANNERS
+from dgbench.protocol import Protocol
+from dgbench.store.folder import RunFolder, read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_NAMED = 6
+"""How many missing runs a footer names before it says how many more there are."""
+
+
+class NothingToDraw(DgbenchError):
+    """A figure that no run folder has anything for: why, in one line."""
+
+
+class Drawing(NamedTuple):
+    """The pages of one figure and what is not on them, a line each."""
+
+    sheets: Sequence[Sheet]
+    undrawn: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished run: one row of the table, one held-out center, one seed."""
+
+    label: str
+    center: str
+    seed: int
+    run: RunFolder
+    view: View
+    policy: policies.Policy
+
+    @cached_property
+    def cases(self) -> "pd.DataFrame":
+        """The held-out cases in the view of the table, undefined values resolved by its policy."""
+        import numpy as np
+
+        raw = self.run.cases()
+        chosen = (raw["role"] == "held-out") & (raw["setting"] == self.view.setting)
+        chosen &= (raw["checkpoint"] == self.view.checkpoint) & np.isclose(raw["threshold"], self.view.threshold)
+        return policies.apply_policy(raw[chosen], self.policy)
+
+    @property
+    def stage(self) -> str:
+        """The stage that the view judges."""
+        return str(self.cases["stage"].iloc[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One table and its cells: rows in the order of the table, then centers, then seeds. ``older`` counts tables of the same preset
+    that are not comparable with this one."""
+
+    compiled: Compiled
+    table: Table
+    cells: Sequence[Cell]
+    older: int = 0
+
+    @property
+    def labels(self) -> list[str]:
+        """The rows with at least one finished run, in the order of the table."""
+        drawn = {cell.label for cell in self.cells}
+        return [row.label for row in self.table.rows if row.label in drawn]
+
+    def row(self, label: str) -> Row:
+        """The row of that label."""
+        return next(row for row in self.table.rows if row.label == label)
+
+    def of(self, label: str, center: str | None = None) -> list[Cell]:
+        """The finished runs of a row, of one center where it is named."""
+        return [cell for cell in self.cells if cell.label == label and center in (None, cell.center)]
+
+    def reason(self, label: str, center: str) -> str:
+        """Why a row has no finished run at a center: the reason of its first missing seed."""
+        holes = [hole.reason for hole in self.table.missing if (hole.label, hole.heldout) == (label, center)]
+        return holes[0].partition(":")[0] if holes else "not run"
+
+    def heading(self, title: str) -> list[str]:
+        """Phantom or patients first; then what the numbers are of; then the stamps of the rows."""
+        table, view = self.table, self.compiled.view
+        seeds = ", ".join(map(str, table.seeds))
+        lines = [
+            f"{BANNERS[self.compiled.kind]} · {title}",
+            f"protocol {self.compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
+            f"setting {view.setting}, threshold {view.threshold:g}, checkpoint {view.checkpoint}, policy {view.policy}; seeds {seeds}",
+        ]
+        return [*lines, *self.stamps()]
+
+    def stamps(self) -> list[str]:
+        """What must be said beside every number: once where it holds for every row, else with the rows it holds for."""
+        found: dict[str, list[str]] = {}
+        for label in self.labels:
+            for stamp in _stamps(self.of(label)):
+                found.setdefault(stamp, []).append(label)
+        every = len(self.labels)
+        words = [stamp if len(rows) == every else f"{stamp}: {', '.join(rows)}" for stamp, rows in found.items()]
+        if not self.table.ranked and not any("not ranked" in word for word in words):
+            words.append("not ranked")
+        return ["; ".join(words)] if words else []
+
+    def missing(self) -> list[str]:
+        """Which runs of the table are missing, in one line; nothing for a complete table."""
+        holes = [f"{hole.label} {hole.heldout} seed {hole.seed} ({hole.reason})" for hole in self.table.missing]
+        if not holes:
+            return []
+        return [
+            f"missing runs ({len(holes)}), never averaged over: {shortened(holes, '(`dgbench leaderboard` lists all)')}"
+        ]
+
+    def sheet(self, width: float, body: float, title: str, footer: Iterable[str] = ()) -> Sheet:
+        """A sheet with the heading of this board, and ``footer`` and the missing runs below."""
+        version = f"dgbench {', '.join(self.table.dgbench)}; data {self.table.data}"
+        return new_sheet(width, body, self.heading(title), [*footer, *self.missing(), version])
+
+
+def _stamps(cells: Sequence[Cell]) -> list[str]:
+    found = list(cells[0].run.spec.protocol.stamps)
+    if (factor := cells[0].run.spec.method.draws_factor) != 1:
+        found.append(f"control row with {factor}× the draws, not ranked")
+    return found
+
+
+def shortened(words: Sequence[str], rest: str, most: int = MOST_NAMED) -> str:
+    """The first of ``words``, and how many there are beyond; ``rest`` says what they are or where to find them."""
+    more = len(words) - most
+    return "; ".join(words) if more <= 0 else f"{'; '.join(words[:most])}; and {more} more {rest}"
+
+
+def named(cells: Iterable[Cell]) -> str:
+    """Runs by name, short: ``erm MSD 0, 1, RENJI 0; randconv MSD 0`` (the numbers are seeds)."""
+    rows: dict[str, dict[str, list[str]]] = {}
+    for cell in cells:
+        rows.setdefault(cell.label, {}).setdefault(cell.center, []).append(str(cell.seed))
+    words = []
+    for label, centers in rows.items():
+        cells_of = (f"{center} {', '.join(seeds)}" for center, seeds in centers.items())
+        words.append(f"{label} {', '.join(cells_of)}")
+    return shortened(words, "rows")
+
+
+def undrawn(cells: Sequence[Cell], total: int, what: str) -> list[str]:
+    """One line about the runs of which ``what`` is true (``lack features.parquet``); nothing where there is none."""
+    if not cells:
+        return []
+    if len(cells) == total:
+        return [f"not drawn, all {total} runs {what}"]
+    return [f"not drawn, {len(cells)} of {total} runs {what} (row, center, seeds): {named(cells)}"]
+
+
+def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = OFFICIAL) -> Board:
+    """The newest table of ``protocol`` and ``preset`` among the runs under ``root``.
+
+    Raises:
+        DgbenchError: there is no finished run, or runs of several presets and none is named.
+    """
+    compiled = compile_runs(root, protocol=protocol, preset=preset, view=view)
+    there = [table for table in compiled.tables if any(_folders(row) for row in table.rows)]
+    wanted = f"protocol {protocol.name}" + (f", preset {preset}" if preset else "")
+    if not there:
+        problem = f"; {compiled.problems[0]}" if compiled.problems else ""
+        raise DgbenchError(
+            f"--runs {root}: no finished run of {wanted} in setting {view.setting}{problem} — "
+            f"start with: dgbench run --protocol {protocol.name} --method erm --heldout {protocol.centers[0]}"
+        )
+    presets = sorted({table.preset for table in there})
+    if len(presets) > 1:
+        raise DgbenchError(f"--runs {root}: runs of the presets {', '.join(presets)} — name one with --preset")
+    table = there[0]
+    cells = [
+        Cell(row.label, center, seed, read_run(root, root / folder), view, compiled.policy)
+        for row in table.rows
+        for center in table.centers
+        for seed, folder in sorted(row.centers[center].folders.items())
+    ]
+    return Board(compiled=compiled, table=table, cells=cells, older=len(there) - 1)
+
+
+def _folders(row: Row) -> list[Mapping[int, str]]:
+    return [result.folders for result in row.centers.values() if result.folders]
+
+
+class Options(NamedTuple):
+    """What a reader may choose. ``limit`` is a DSC in [0, 1]; ``by`` the row that chooses the cases of the overlays, None for the mean
+    over rows; ``lesion_type`` tells what grows in a case, where the data does."""
+
+    limit: float = 0.2
+    by: str | None = None
+    lesion_type: Callable[[str], str] = lambda _: "unknown"

@@ -1,0 +1,121 @@
+"""Best, median and worst case of every center (the paper's Fig. 5), a column per method."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options, undrawn
+from dgbench.leaderboard.figures.panels import (
+    MOST_METHODS,
+    CaseRow,
+    draw_panels,
+    has_slice,
+    page_size,
+    shown_cells,
+)
+from dgbench.leaderboard.figures.style import Sheet, numbered, pages
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RANKS = ("best", "median", "worst")
+
+
+class Choice(NamedTuple):
+    """A case of a center, why it was chosen, and the DSC in [0, 1] by which it was."""
+
+    center: str
+    rank: str
+    case: str
+    dsc: float
+
+
+def case_dsc(board: Board, center: str, by: str | None) -> "pd.Series[float]":
+    """DSC per case of a center, sorted by case: of the row ``by``, or the mean over the rows that have runs there; of each the mean
+    over its finished seeds. Cases that the policy excludes are left out."""
+    import pandas as pd
+
+    rows = [label for label in board.labels if by in (None, label)]
+    frames = [cell.cases.assign(label=label) for label in rows for cell in board.of(label, center)]
+    if not frames:
+        return pd.Series(dtype="float64")
+    cases = pd.concat(frames)
+    per_row = cases[cases["included"]].groupby(["case", "label"])["dsc"].mean()
+    return per_row.groupby("case").mean()
+
+
+def exemplary(scores: "pd.Series[float]", center: str) -> list[Choice]:
+    """The best, the median and the worst of ``scores`` (by case); of equal scores the first case; fewer where there are fewer cases."""
+    ordered = sorted(scores.items(), key=lambda item: (-item[1], str(item[0])))
+    taken: dict[str, Choice] = {}
+    if ordered:
+        for rank, index in zip(RANKS, (0, len(ordered) // 2, len(ordered) - 1), strict=True):
+            case, dsc = ordered[index]
+            taken.setdefault(str(case), Choice(center, rank, str(case), float(dsc)))
+    return list(taken.values())
+
+
+def choose(board: Board, shown: Mapping[tuple[str, str], Cell], by: str | None) -> tuple[list[Choice], int]:
+    """The cases of all centers, and how many could not be chosen because a method that is drawn keeps no slice of them."""
+    chosen: list[Choice] = []
+    unseen = 0
+    for center in board.table.centers:
+        cells = [cell for (_, where), cell in shown.items() if where == center]
+        if not cells:
+            continue
+        scores = case_dsc(board, center, by)
+        seen = scores[[all(has_slice(cell, str(case)) for cell in cells) for case in scores.index]]
+        unseen += len(scores) - len(seen)
+        chosen += exemplary(seen, center)
+    return chosen, unseen
+
+
+def draw(board: Board, options: Options) -> Drawing:
+    """Three lines per center, at most five methods on a page."""
+    shown, without = shown_cells(board)
+    notes = undrawn(without, len(board.cells), "lack slices")
+    if not shown:
+        raise NothingToDraw(f"{'; '.join(notes)} — name a folder of whole runs, records keep no slices")
+    choices, unseen = choose(board, shown, options.by)
+    if not choices:
+        raise NothingToDraw("no case has a DSC and a slice in every run")
+    if unseen:
+        notes.append(f"{unseen} cases could not be chosen, a method keeps no slice of them (a failed case has none)")
+    whose = f"DSC of {options.by}" if options.by else "mean DSC over rows"
+    rows = [
+        CaseRow(
+            choice.center,
+            choice.case,
+            (
+                f"{choice.center}, {choice.rank}",
+                choice.case.rpartition("/")[2],
+                f"{whose} {100 * choice.dsc:.1f}",
+            ),
+        )
+        for choice in choices
+    ]
+    labels = [label for label in board.labels if any(label == drawn for drawn, _ in shown)]
+    parts = pages(labels, MOST_METHODS)
+    titles = [numbered("best, median and worst cases", page, len(parts)) for page in range(1, len(parts) + 1)]
+    sheets = [_page(board, shown, rows, part, whose, title, notes) for part, title in zip(parts, titles, strict=True)]
+    return Drawing(sheets, notes)
+
+
+def _page(
+    board: Board,
+    shown: Mapping[tuple[str, str], Cell],
+    rows: Sequence[CaseRow],
+    labels: Sequence[str],
+    whose: str,
+    title: str,
+    notes: Sequence[str],
+) -> "Sheet":
+    seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in shown.values()}))
+    footer = [
+        f"cases chosen by the {whose}, over finished seeds; the axial slice with most of the reference tumor, CT from −100 to 240 HU; "
+        f"corner: the lesion enlarged; DSC in points (0–100) of the whole volume, seed {seeds}",
+        *notes,
+    ]
+    width, body = page_size(len(rows), len(labels))
+    sheet = board.sheet(width, body, title, footer)
+    draw_panels(board, sheet, rows, labels, shown)
+    return sheet

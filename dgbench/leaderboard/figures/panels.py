@@ -1,0 +1,185 @@
+"""Rows of cases, columns of methods: slices with reference and predicted tumor and the lesion enlarged in a corner."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dgbench.leaderboard.figures.board import Board, Cell
+from dgbench.leaderboard.figures.style import SMALL_PT, TEXT_PT, Sheet
+from dgbench.leaderboard.overlay import (
+    COLOURS,
+    Field,
+    draw_caption,
+    draw_contour,
+    draw_rectangle,
+    draw_slice,
+    field_around,
+    lesion_masks,
+    line_style,
+    whole_field,
+)
+from dgbench.store.slices import CaseSlice, slice_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_METHODS = 5
+"""Methods on one page, beside the whole slice."""
+PANEL, GAP, LEFT = 1.55, 0.04, 0.5
+"""Side of a panel, space between panels and left of them, in inches."""
+INSET = 0.4
+"""Side of the enlarged lesion relative to its panel."""
+FIELD_MARGIN_MM, INSET_MARGIN_MM = 40.0, 8.0
+"""Around what is drawn: wide in the panel, so that its corner is free for the enlarged lesion."""
+LEGEND = {
+    "reference pancreas": "reference pancreas",
+    "reference tumor": "reference tumor",
+    "fine tumor": "predicted tumor",
+}
+
+
+class CaseRow(NamedTuple):
+    """A case to draw at a held-out center, and the words beside it, a line each."""
+
+    center: str
+    case: str
+    words: tuple[str, ...]
+
+
+def has_slice(cell: Cell, case: str) -> bool:
+    """Whether the run folder keeps the slice of ``case``; a record does not."""
+    return slice_file(cell.run.path, case).is_file()
+
+
+def shown_cells(board: Board) -> tuple[dict[tuple[str, str], Cell], list[Cell]]:
+    """By row and center, the first seed whose run keeps slices; and the runs passed over because they keep none."""
+    shown: dict[tuple[str, str], Cell] = {}
+    without: list[Cell] = []
+    for label in board.labels:
+        for center in board.table.centers:
+            for cell in board.of(label, center):
+                if any(has_slice(cell, case) for case in cell.cases["case"]):
+                    shown[label, center] = cell
+                    break
+                without.append(cell)
+    return shown, without
+
+
+def page_size(rows: int, columns: int) -> tuple[float, float]:
+    """Width of the sheet and height of its body in inches, for ``rows`` cases and ``columns`` methods."""
+    return max(5.4, LEFT + (columns + 1) * (PANEL + GAP) + 0.1), 0.22 + rows * (PANEL + GAP) + 0.26
+
+
+def draw_panels(
+    board: Board, sheet: Sheet, rows: Sequence[CaseRow], labels: Sequence[str], shown: Mapping[tuple[str, str], Cell]
+) -> None:
+    """Fill ``sheet`` with a line of panels per case: the whole slice with the reference, then a panel for each of ``labels``."""
+    right = sheet.width - LEFT - (len(labels) + 1) * (PANEL + GAP)
+    grid = sheet.grid(len(rows), len(labels) + 1, left=LEFT, right=right, above=0.2, below=0.26, gaps=(GAP, GAP))
+    for row, axes in zip(rows, grid, strict=True):
+        cells = {label: shown[label, row.center] for label in labels if (label, row.center) in shown}
+        slices = {
+            label: CaseSlice.load(slice_file(cell.run.path, row.case))
+            for label, cell in cells.items()
+            if has_slice(cell, row.case)
+        }
+        every = [
+            CaseSlice.load(slice_file(cell.run.path, row.case))
+            for (_, center), cell in shown.items()
+            if center == row.center and has_slice(cell, row.case)
+        ]
+        _draw_row(board, axes, row, labels, slices, every, cells)
+    for axis, title in zip(grid[0], ("whole slice", *labels), strict=True):
+        axis.set_title(title, fontsize=TEXT_PT, pad=3)
+    sheet.legend(_handles(), columns=len(LEGEND), handlelength=2.6)
+
+
+def _draw_row(
+    board: Board,
+    axes: Sequence["Axes"],
+    row: CaseRow,
+    labels: Sequence[str],
+    slices: Mapping[str, CaseSlice],
+    every: Sequence[CaseSlice],
+    cells: Mapping[str, Cell],
+) -> None:
+    """``every`` are the slices of all methods, also those on other pages: the field is the same for all."""
+    first, whole = every[0], whole_field(every[0])
+    reference = (first.reference_pancreas, first.reference_tumor)
+    view = field_around(first, (*reference, *(case.tumor_fine for case in every)), FIELD_MARGIN_MM, whole)
+    zoom = field_around(first, lesion_masks(first), INSET_MARGIN_MM, view)
+    if not _inside(zoom, view):  # predictions all over a narrow slice
+        view = field_around(first, reference, FIELD_MARGIN_MM, whole)
+    for axis in axes:
+        axis.grid(False)
+    _reference(axes[0], first, whole)
+    draw_rectangle(axes[0], view)
+    draw_caption(axes[0], f"slice {first.slice_index + 1} of {first.n_slices}")
+    axes[0].set_ylabel("\n".join(row.words), fontsize=SMALL_PT, labelpad=3, linespacing=1.25)
+    for label, axis in zip(labels, axes[1:], strict=True):
+        if label in slices:
+            _method(axis, slices[label], view, zoom, _caption(cells[label], row.case, slices[label]))
+        else:
+            _empty(axis, "no slice kept" if board.of(label, row.center) else board.reason(label, row.center))
+
+
+def _inside(inner: Field, outer: Field) -> bool:
+    """Whether ``outer`` holds all of ``inner``."""
+    room = (outer.side - inner.side) / 2 + 1e-6
+    return abs(inner.x - outer.x) <= room and abs(inner.y - outer.y) <= room
+
+
+def _reference(axis: "Axes", case: CaseSlice, view: Field) -> None:
+    draw_slice(axis, case, view)
+    draw_contour(axis, case, case.reference_pancreas, "reference pancreas", width=0.9)
+    draw_contour(axis, case, case.reference_tumor, "reference tumor", width=0.9)
+
+
+def _method(axis: "Axes", case: CaseSlice, view: Field, zoom: Field, caption: str) -> None:
+    draw_slice(axis, case, view)
+    draw_contour(axis, case, case.reference_tumor, "reference tumor")
+    draw_contour(axis, case, case.tumor_fine, "fine tumor")
+    draw_rectangle(axis, zoom)
+    draw_caption(axis, caption)
+    inset = axis.inset_axes(_corner(view, zoom))
+    inset.grid(False)
+    draw_slice(inset, case, zoom, bar=False)
+    draw_contour(inset, case, case.reference_tumor, "reference tumor")
+    draw_contour(inset, case, case.tumor_fine, "fine tumor")
+    for spine in inset.spines.values():
+        spine.set_visible(True)
+        spine.set_color("white")
+        spine.set_linewidth(0.7)
+
+
+def _corner(view: Field, zoom: Field) -> tuple[float, float, float, float]:
+    """The box of the inset, in units of the panel: lower left or upper right, whichever is farther from the lesion. Caption and the
+    scale bar are in the other two."""
+    x, y = (zoom.x - view.x) / view.side, (view.y - zoom.y) / view.side
+    far = 1 - INSET - 0.015
+    return (0.015, 0.015, INSET, INSET) if x + y > 0 else (far, far, INSET, INSET)
+
+
+def _caption(cell: Cell, case: str, drawn: CaseSlice) -> str:
+    row = cell.cases[cell.cases["case"] == case].iloc[0]
+    text = f"DSC {100 * row['dsc']:.1f}"
+    if row["empty_prediction"]:
+        return f"{text}\nnothing predicted"
+    return text if drawn.tumor_fine.any() else f"{text}\nnone on this slice"
+
+
+def _empty(axis: "Axes", text: str) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(True)
+        spine.set_color("#bbbbbb")
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=SMALL_PT, color="#555555")
+
+
+def _handles() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=COLOURS[name], linestyle=line_style(name), linewidth=1.8, label=label)
+        for name, label in LEGEND.items()
+    ]

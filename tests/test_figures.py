@@ -1,0 +1,616 @@
+"""Figures: the data behind each of them, what they say in words, the files, and what cannot be drawn."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from leaderboard_runs import CENTERS, EMPTY_PREDICTION, EMPTY_REFERENCE, PROTOCOL, add_run, case_row, cell
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from dgbench.atomic import append_jsonl, write_json
+from dgbench.cli import call
+from dgbench.data.phantom import LESION_FREE, PhantomRecipe, case_name, lesion_type
+from dgbench.data.phantom.generate import plan_case
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard.figures import FIGURES, centroids, check_names, cost, curves, embedding, failures, overlays
+from dgbench.leaderboard.figures.board import Board, NothingToDraw, Options, load_board
+from dgbench.leaderboard.figures.panels import shown_cells
+from dgbench.leaderboard.figures.style import EDGE, PALETTE, TONES, looks, pages, wrap
+from dgbench.store.slices import CaseSlice, slice_file
+
+WHOLE = ("validation", "features", "slices", "cost")
+"""What a whole run keeps beside its rows."""
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+def add_whole(
+    root: Path, method: str, heldout: str, dsc: Sequence[float], *, keep: Sequence[str] = WHOLE, **changes: Any
+) -> Path:
+    """A finished run with everything that figures are drawn from, or the named parts of it."""
+    cases = changes.pop("cases", None) or cell(heldout, *dsc)
+    folder = add_run(root, method, heldout, cases=cases, **changes)
+    names = [str(case["case"]) for case in cases]
+    if "validation" in keep:
+        rows = [
+            {"step": step, "case": f"{center}/a", "center": center, "dsc": step / 40}
+            for step in (10, 20)
+            for center in CENTERS
+            if center != heldout
+        ]
+        append_jsonl(folder / "tumor-fine" / "validation.jsonl", *rows)
+    if "features" in keep:
+        write_features(folder, heldout, names)
+    if "slices" in keep:
+        for case in names:
+            write_slice(folder, case)
+    if "cost" in keep:
+        write_json(
+            folder / "cost.json", {kind: {"params": 2_000_000, "gflops": 0.5} for kind in ("table-vi", "macs", "flops")}
+        )
+        write_json(folder / "env.json", {"processor": "Abacus"})
+        append_jsonl(folder / "tumor-fine" / "times.jsonl", {"step": 20, "steps": 20, "seconds": 2.0})
+        times = [{"case": names[0], "setting": "F-Seg", "checkpoint": "source-val", "seconds": 1.0}]
+        pd.DataFrame(times).to_parquet(folder / "evaluation" / "times.parquet")
+    return folder
+
+
+def write_features(folder: Path, heldout: str, names: Sequence[str], **changes: Any) -> None:
+    """Features of the held-out cases and of three source-validation cases, tumor apart from normal in one channel."""
+    source = [f"{center}/s{index}" for center in CENTERS if center != heldout for index in range(3)]
+    rng = np.random.default_rng(7)
+    rows = [
+        {
+            "case": case,
+            "center": case.partition("/")[0],
+            "role": "held-out" if case in names else "source-val",
+            "stage": "tumor-fine",
+            "checkpoint": "source-val",
+            "tissue": tissue,
+            "n_voxels": 10,
+            "features": np.array([shift, 0, 0, 1.0]) + rng.normal(0, 0.3, 4) * [1, 1, 1, 0],
+            **changes,
+        }
+        for case in [*names, *source]
+        for tissue, shift in (("tumor", 4.0), ("normal", 0.0))
+    ]
+    pd.DataFrame(rows).to_parquet(folder / "evaluation" / "features.parquet")
+
+
+def write_slice(folder: Path, case: str) -> None:
+    def box(first: int, last: int) -> NDArray[np.bool_]:
+        mask = np.zeros((60, 60), dtype=bool)
+        mask[first:last, first:last] = True
+        return mask
+
+    CaseSlice(
+        case=case,
+        image=np.linspace(-100, 240, 3600).reshape(60, 60),
+        reference_pancreas=box(20, 45),
+        reference_tumor=box(25, 35),
+        pancreas=box(20, 45),
+        tumor_coarse=box(24, 34),
+        tumor_fine=box(27, 37),
+        spacing=(2.0, 2.0),
+        slice_index=3,
+        n_slices=9,
+        dsc={"fine": 0.5},
+    ).save(slice_file(folder, case))
+
+
+def board_of(root: Path, **options: Any) -> Board:
+    return load_board(root, PROTOCOL, options.pop("preset", None), **options)
+
+
+def write_table(root: Path, **changes: Any) -> Path:
+    """erm and randconv at all centers, one seed; randconv is better, and both fail on the first case."""
+    for center in CENTERS:
+        add_whole(root, "erm", center, (0.1, 0.8), **changes)
+        add_whole(root, "randconv", center, (0.15, 0.95), **changes)
+    return root
+
+
+def dgbench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
+    """Exit code, lines on stdout, lines on stderr."""
+    code = call(["figures", *map(str, arguments)])
+    output = capsys.readouterr()
+    return code, output.out.splitlines(), output.err.splitlines()
+
+
+# The front
+
+
+def brute_force(points: Sequence[cost.Point]) -> set[int]:
+    def beaten(point: cost.Point) -> bool:
+        return any(
+            other.cost <= point.cost and other.dsc >= point.dsc and (other.cost, other.dsc) != (point.cost, point.dsc)
+            for other in points
+        )
+
+    return {index for index, point in enumerate(points) if not beaten(point)}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_front_is_what_no_other_point_beats(seed: int) -> None:
+    """A coarse grid of values, so that many costs, many DSC and some points are equal."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 6, (rng.integers(1, 25), 2)).astype(float)
+    points = [cost.Point(label=str(i), cost=x, dsc=y, sd=None) for i, (x, y) in enumerate(values.tolist())]
+    front = cost.pareto_front(points)
+    assert {int(point.label) for point in front} == brute_force(points)
+    assert [point.cost for point in front] == sorted(point.cost for point in front)
+
+
+def test_costs_are_of_complete_rows_and_the_others_are_named(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    add_whole(tmp_path, "saml", "MSD", (0.5, 0.5))
+    for center in CENTERS:
+        add_whole(tmp_path, "hog", center, (0.4, 0.4), keep=())
+    board = board_of(tmp_path)
+    points = cost.gather(board.table.rows)
+    labels = [{point.label for point in points[name]} for name in cost.AXES]
+    assert labels == [{"erm", "randconv"}] * 3
+    (erm,) = [point for point in points["parameters"] if point.label == "erm"]
+    assert (erm.cost, erm.dsc, erm.sd) == (2.0, pytest.approx(45.0), None)
+    assert [point.cost for point in points["training"]] == [1.0, 1.0]
+    (note,) = cost.draw(board, Options()).undrawn
+    assert "incomplete rows: saml" in note
+    assert "training not known: hog" in note
+
+
+# Curves
+
+
+def test_a_curve_is_the_mean_over_centers_of_the_means_over_cases(tmp_path: Path) -> None:
+    folder = add_whole(tmp_path, "erm", "MSD", (0.5,), keep=())
+    rows = [("RENJI", 0.2), ("RENJI", 0.4), ("RENJI", None), ("RMYY", 0.9)]
+    append_jsonl(
+        folder / "tumor-fine" / "validation.jsonl",
+        *({"step": 5, "case": f"{center}/{i}", "center": center, "dsc": dsc} for i, (center, dsc) in enumerate(rows)),
+    )
+    (one,) = board_of(tmp_path).cells
+    curve = curves.read_curve(one, "tumor-fine")
+    assert curve is not None
+    assert curve.steps.tolist() == [5]
+    assert curve.dsc.tolist() == pytest.approx([60.0])
+
+
+def test_a_mean_curve_needs_every_seed_and_uses_common_steps() -> None:
+    def curve(seed: int, *points: tuple[int, float]) -> curves.Curve:
+        steps, dsc = zip(*points, strict=True)
+        return curves.Curve("erm", "MSD", "tumor-fine", seed, np.array(steps), np.array(dsc))
+
+    both = [curve(0, (10, 20.0), (20, 40.0)), curve(1, (10, 40.0), (15, 1.0), (20, 60.0))]
+    assert curves.mean_curve(both, (0, 1, 2)) is None
+    mean = curves.mean_curve(both, (0, 1))
+    assert mean is not None
+    assert [values.tolist() for values in mean] == [[10, 20], [30.0, 50.0]]
+
+
+# Centroid distances
+
+
+def test_distances_are_those_of_detected_cases_and_the_rest_is_counted(tmp_path: Path) -> None:
+    cases = [
+        *cell("MSD", 0.4, 0.8),
+        case_row("MSD", 7, 0.0, **EMPTY_PREDICTION),
+        case_row("MSD", 8, float("nan"), **EMPTY_REFERENCE),
+        case_row("MSD", 9, float("nan"), failed=True, **{**EMPTY_PREDICTION, "empty_prediction": None}),
+    ]
+    add_whole(tmp_path, "erm", "MSD", (), cases=cases)
+    board = board_of(tmp_path)
+    found = centroids.gather(board)["erm", "MSD"]
+    assert sorted(found.mm) == pytest.approx([1.0, 3.0])
+    assert (found.n, found.empty, found.failed, found.seeds) == (4, 2, 1, (0,))
+    assert found.note == "median 2.0; empty 2/4 (1 failed)"
+    assert PROTOCOL.metrics.hd95_constant_mm not in found.mm
+    assert "not plotted" in text_of(centroids.draw(board, Options()).sheets[0])
+
+
+def test_nothing_but_empty_predictions_has_no_distance(tmp_path: Path) -> None:
+    add_whole(tmp_path, "erm", "MSD", (), cases=[case_row("MSD", 1, 0.0, **EMPTY_PREDICTION)])
+    with pytest.raises(NothingToDraw, match="no prediction of any run holds a voxel"):
+        centroids.draw(board_of(tmp_path), Options())
+
+
+# Embedding
+
+
+def test_perplexity_is_capped_for_few_cases() -> None:
+    assert embedding.perplexity_for(1000) == 30
+    assert embedding.perplexity_for(16) == 5
+    assert embedding.perplexity_for(embedding.LEAST) < embedding.LEAST
+
+
+def test_silhouette_against_its_definition() -> None:
+    """Points 0, 1 and 10: a = 1, b = 10 and 9; the single one counts 0."""
+    points, names = np.array([[0.0], [1.0], [10.0]]), np.array(["a", "a", "b"])
+    assert embedding.silhouette(points, names) == pytest.approx(((10 - 1) / 10 + (9 - 1) / 9 + 0) / 3)
+    assert embedding.silhouette(points, np.array(["a", "a", "a"])) is None
+    assert embedding.silhouette(points, np.array(["a", "b", "c"])) is None
+
+
+def test_an_embedding_is_of_the_judged_stage_standardised_and_repeats(tmp_path: Path) -> None:
+    folder = add_whole(tmp_path, "erm", "MSD", (0.1, 0.2, 0.3))
+    path = folder / "evaluation" / "features.parquet"
+    rows = pd.read_parquet(path)
+    other = [rows.head(2).assign(**{name: "other"}) for name in ("stage", "checkpoint", "role", "tissue")]
+    broken = rows.head(1).assign(features=[np.array([np.nan, 0, 0, 1])])
+    pd.concat([rows, *other, broken]).to_parquet(path)
+    (one,) = board_of(tmp_path).cells
+    first, second = embedding.embed(one), embedding.embed(one)
+    assert isinstance(first, embedding.Embedding)
+    assert isinstance(second, embedding.Embedding)
+    assert first.place.shape == (18, 2)
+    assert first.skipped == 1
+    np.testing.assert_array_equal(first.place, second.place)
+    np.testing.assert_allclose(first.features.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(first.features.std(axis=0), [1, 1, 1, 0], atol=1e-12)  # a constant channel
+    score = embedding.silhouette(first.features[:, :1], first.tissue)
+    assert score is not None
+    assert score > 0.7
+
+
+def test_what_has_no_embedding_says_why(tmp_path: Path) -> None:
+    few = add_whole(tmp_path, "erm", "MSD", (0.1,), keep=())
+    write_features(few, "MSD", ["MSD/MSD_0000"], stage="tumor-coarse")
+    add_whole(tmp_path, "randconv", "MSD", (0.1,), keep=())
+    whole = add_whole(tmp_path, "saml", "MSD", (0.1,))
+    found, notes = embedding.gather(board_of(tmp_path))
+    assert list(found) == [("saml", "MSD")]
+    assert any("hold fewer than 6 pooled features of tumor-fine" in note and "erm MSD 0" in note for note in notes)
+    assert any("lack features.parquet" in note and "randconv MSD 0" in note for note in notes)
+    (whole / "evaluation" / "features.parquet").write_bytes(b"PAR1 not a table")
+    with pytest.raises(DgbenchError, match=r"features\.parquet: not readable features .* evaluate again"):
+        embedding.gather(board_of(tmp_path))
+
+
+# Overlays
+
+
+@pytest.mark.parametrize(
+    ("dsc", "chosen"),
+    [
+        ((0.3, 0.9, 0.1, 0.5, 0.7), ["best b", "median d", "worst c"]),
+        ((0.5, 0.5, 0.5), ["best a", "median b", "worst c"]),  # of equal ones the first
+        ((0.2, 0.8), ["best b", "median a"]),
+        ((0.2,), ["best a"]),
+        ((), []),
+    ],
+)
+def test_best_median_and_worst(dsc: Sequence[float], chosen: list[str]) -> None:
+    scores = pd.Series(dict(zip("abcde", dsc, strict=False)), dtype="float64")
+    found = overlays.exemplary(scores, "MSD")
+    assert [f"{choice.rank} {choice.case}" for choice in found] == chosen
+    assert all(choice.dsc == scores[choice.case] for choice in found)
+
+
+def test_cases_are_chosen_by_the_mean_over_rows_or_by_one_row(tmp_path: Path) -> None:
+    """erm has two seeds, which together weigh as much as the one of randconv."""
+    for seed in (0, 1):
+        add_whole(tmp_path, "erm", "MSD", (0.0, 0.2 + 0.2 * seed), seed=seed)
+    add_whole(tmp_path, "randconv", "MSD", (0.8, 0.1))
+    board = board_of(tmp_path)
+    assert overlays.case_dsc(board, "MSD", None).to_list() == pytest.approx([0.4, 0.2])
+    assert overlays.case_dsc(board, "MSD", "erm").to_list() == pytest.approx([0.0, 0.3])
+    assert overlays.case_dsc(board, "RENJI", None).empty
+
+
+def test_a_case_without_a_slice_is_not_chosen_and_is_counted(tmp_path: Path) -> None:
+    for center in CENTERS[:2]:
+        add_whole(tmp_path, "erm", center, (0.1, 0.5, 0.3, 0.9))
+    board = board_of(tmp_path)
+    best = "MSD/MSD_0003"
+    slice_file(board.of("erm", "MSD")[0].run.path, best).unlink()
+    shown, without = shown_cells(board)
+    choices, unseen = overlays.choose(board, shown, None)
+    assert without == []
+    assert unseen == 1
+    assert [choice.case for choice in choices] == [
+        *("MSD/MSD_0001", "MSD/MSD_0002", "MSD/MSD_0000"),
+        *("RENJI/RENJI_0003", "RENJI/RENJI_0002", "RENJI/RENJI_0000"),
+    ]
+    drawing = overlays.draw(board, Options())
+    assert any("1 cases could not be chosen" in note for note in drawing.undrawn)
+
+
+def test_overlays_show_a_column_per_method_and_go_on_with_a_page(tmp_path: Path) -> None:
+    for method in ("erm", "randconv", "saml", "hog", "dam", "dart"):
+        add_whole(tmp_path, method, "MSD", (0.3, 0.9))
+    drawing = overlays.draw(board_of(tmp_path), Options())
+    titles = [[axis.get_title() for axis in sheet.figure.axes[:4]] for sheet in drawing.sheets]
+    assert titles == [["whole slice", "dam", "dart", "erm"], ["whole slice", "hog", "randconv", "saml"]]
+    assert [sheet.figure.texts[0].get_text()[-8:] for sheet in drawing.sheets] == ["(1 of 2)", "(2 of 2)"]
+    assert "MSD, best\nMSD_0001\nmean DSC over rows 90.0" in [
+        axis.get_ylabel() for axis in drawing.sheets[0].figure.axes
+    ]
+    assert "DSC 90.0" in text_of(drawing.sheets[0])
+
+
+# Failures
+
+
+def by_index(case: str) -> str:
+    return "PDA" if int(case[-1]) < 2 else "PNET"
+
+
+def test_failures_are_counted_by_lesion_type(tmp_path: Path) -> None:
+    """At the limit is not below it."""
+    for seed, dsc in enumerate(((0.1, 0.2, 0.0, 0.9), (0.1, 0.1, 0.0, 0.1))):
+        add_whole(tmp_path, "erm", "MSD", dsc, seed=seed)
+    found = failures.shares(board_of(tmp_path), Options(limit=0.2, lesion_type=by_index))
+    assert [(share.lesion, share.failed, share.n) for share in found] == [("PDA", 3, 4), ("PNET", 3, 4)]
+
+
+def test_the_gallery_holds_the_worst_of_each_type_first(tmp_path: Path) -> None:
+    add_whole(tmp_path, "erm", "MSD", (0.05, 0.06, 0.15, 0.9))
+    for center in ("RENJI", "RMYY"):
+        add_whole(tmp_path, "erm", center, (0.01, 0.02, 0.9, 0.9))
+    board = board_of(tmp_path)
+    shown, _ = shown_cells(board)
+    cases = failures.hardest(board, shown, Options(limit=0.2, lesion_type=by_index))
+    assert [case for _, case, _ in cases] == [
+        *("MSD/MSD_0000", "MSD/MSD_0002"),  # not MSD_0001: a worse one of its type is there
+        *("RENJI/RENJI_0000", "RENJI/RENJI_0001", "RMYY/RMYY_0000", "RMYY/RMYY_0001"),
+    ]
+    drawing = failures.draw(board, Options(limit=0.2, lesion_type=by_index))
+    assert len(drawing.sheets) == 2
+    assert any("lesion: PNET" in axis.get_ylabel() for axis in drawing.sheets[1].figure.axes)
+    none = failures.draw(board, Options(limit=0.005))
+    assert len(none.sheets) == 1
+    assert any("no case with slices has a DSC below 0.5" in note for note in none.undrawn)
+    assert "lesion type unknown" in text_of(none.sheets[0])
+
+
+def test_lesion_types_are_those_of_the_phantom() -> None:
+    recipe = PhantomRecipe(size="tiny", cases=8)
+    told, drawn = [], []
+    for center, index in itertools.product(recipe.counts(), range(8)):
+        told.append(lesion_type(recipe, f"{center}/{case_name(center, index)}"))
+        lesion = plan_case(recipe, center, index).lesion
+        drawn.append(None if lesion is None else f"{lesion.kind}, stent" if lesion.stent else lesion.kind)
+    assert told == drawn
+    assert {"PDA", "PDA, stent", "IPMN", "PNET", None} <= set(told)
+    (free,) = LESION_FREE
+    foreign = (f"{free}/{free}_0001", "MSD/MSD_0009", "MSD/MSD_0000", "MSD/a", "MSD", "Elsewhere/Elsewhere_0001")
+    assert [lesion_type(recipe, case) for case in foreign] == [None] * len(foreign)
+
+
+# The board and its words
+
+
+def text_of(sheet: Any) -> str:
+    """All words on a sheet, those of the panels included."""
+    texts = [*sheet.figure.texts, *(text for axis in sheet.figure.axes for text in axis.texts)]
+    return "\n".join(text.get_text() for text in texts)
+
+
+def test_every_figure_says_first_what_its_data_is_and_how_it_stands(tmp_path: Path) -> None:
+    write_table(tmp_path, protocol={"converged": False})
+    board = board_of(tmp_path)
+    for name in FIGURES:
+        drawing = sys.modules[f"dgbench.leaderboard.figures.{name}"].draw(board, Options())
+        for sheet in drawing.sheets:
+            first, second, *rest = [text.get_text() for text in sheet.figure.texts]
+            assert first.startswith("PHANTOM DATA — not patient data · ")
+            assert second.startswith(
+                "protocol phantom version 1 (c0ffee00), preset bench, setting F-Seg, threshold 0.5"
+            )
+            assert "unconverged" in rest
+
+
+def test_stamps_name_the_rows_they_hold_for(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    assert board_of(tmp_path).stamps() == []
+    for center in CENTERS:
+        add_whole(tmp_path, "erm_long", center, (0.1, 0.1), draws_factor=3)
+    assert board_of(tmp_path).stamps() == ["control row with 3× the draws, not ranked: erm_long"]
+
+
+def test_missing_runs_are_named(tmp_path: Path) -> None:
+    for seed in range(4):
+        add_whole(tmp_path, "erm", "MSD", (0.5,), seed=seed)
+    add_run(tmp_path, "erm", "RENJI", 0, state="failed", reason="out of memory")
+    board = board_of(tmp_path)
+    (line,) = board.missing()
+    assert line.startswith("missing runs (8), never averaged over: erm RENJI seed 0 (failed: out of memory); ")
+    assert line.endswith("and 2 more (`dgbench leaderboard` lists all)")
+    assert "erm RENJI seed 0 (failed: out of memory)" in " ".join(
+        text_of(curves.draw(board, Options()).sheets[0]).split()
+    )
+    assert "failed" in text_of(centroids.draw(board, Options()).sheets[0])
+
+
+def test_of_several_tables_the_newest_is_drawn(tmp_path: Path) -> None:
+    add_whole(tmp_path, "erm", "MSD", (0.5,), updated="2026-01-02T00:00:00+00:00")
+    add_whole(tmp_path, "erm", "MSD", (0.9,), protocol={"content": "ba" * 32})
+    board = board_of(tmp_path)
+    assert board.older == 1
+    assert board.table.content.startswith("c0ffee")
+
+
+def test_looks_differ_and_pages_are_even() -> None:
+    names = [str(index) for index in range(63)]
+    assert len({(look.colour, look.marker) for look in looks(names).values()}) == 63
+    assert sorted(PALETTE) == sorted(TONES)
+    assert [list(part) for part in pages(names[:6], 5)] == [["0", "1", "2"], ["3", "4", "5"]]
+    assert pages(names[:5], 5) == [names[:5]]
+
+
+def test_lines_are_broken_where_they_leave_the_sheet() -> None:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    line = "WWWW mmmm " * 30
+    parts = wrap([line, "short"], 5.0, 7.0)
+    assert " ".join(parts).split() == [*line.split(), "short"]
+    font = FontProperties(family="DejaVu Sans", size=7.0)
+    widths = [TextToPath().get_text_width_height_descent(part, font, ismath=False)[0] for part in parts]
+    assert max(widths) <= 72 * (5.0 - 2 * EDGE)
+    assert len(parts) < 30
+
+
+# The command
+
+
+def test_all_figures_are_written_and_show_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path / "runs")
+    code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    assert code == 0
+    assert err == []
+    expected = [f"{name}.png" for name in FIGURES]
+    expected.insert(expected.index("failures.png") + 1, "failures-2.png")
+    assert out == [str(tmp_path / "out" / name) for name in expected]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
+    for path in out:
+        image = imread(path)[..., :3]
+        height, width, _ = image.shape
+        middle = image[height // 4 : 3 * height // 4, width // 8 : 7 * width // 8]
+        assert (middle < 0.9).any(axis=-1).mean() > 0.01, f"{path} is blank"
+
+
+@pytest.mark.slow
+def test_equal_runs_give_equal_bytes_in_any_process_and_without_torch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path / "runs")
+    options = ["--runs", str(tmp_path / "runs"), "--out"]
+    code, out, _ = dgbench(capsys, *options, tmp_path / "here")
+    assert code == 0
+    script = (
+        "import sys\nfrom dgbench.cli import call\n"
+        f"code = call(['figures', *{options!r}, {str(tmp_path / 'there')!r}])\n"
+        "sys.exit(code or str({'torch', 'monai', 'mlflow'} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert answer.stderr.strip().splitlines()[-1:] == ["set()"]
+    for path in map(Path, out):
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("form", ["png", "pdf", "svg"])
+def test_the_same_bytes_in_every_format(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text of users is no formula, and nothing is dated."""
+    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6), config={"a_$": "$x_1$ <&>"})
+    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6), config={"a_$": "^"})
+    written = []
+    for folder in ("one", "two"):
+        options = ("--runs", tmp_path / "runs", "--only", "curves", "--format", form, "--out", tmp_path / folder)
+        assert dgbench(capsys, *options)[0] == 0
+        written.append((tmp_path / folder / f"curves.{form}").read_bytes())
+    assert written[0] == written[1]
+    assert written[0].startswith(starts[form])
+
+
+def test_records_give_what_they_can_and_the_rest_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path / "runs", keep=("validation", "cost"))
+    code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    assert code == 0
+    assert [Path(line).name for line in out] == ["centroids.png", "failures.png", "cost.png", "curves.png"]
+    starts = [line.partition(", all 6 runs lack ")[0] for line in err]
+    assert starts == [
+        "failures: not drawn",
+        "overlays: nothing to draw: not drawn",
+        "embedding: nothing to draw: not drawn",
+    ]
+    add_whole(tmp_path / "runs", "saml", "MSD", (0.1, 0.2), keep=("slices",))
+    shown = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", "overlays")
+    (line,) = shown[2]
+    assert "overlays: not drawn, 6 of 7 runs lack slices (row, center, seeds): " in line
+    assert "erm MSD 0, RENJI 0, RMYY 0" in line
+    drawing = failures.draw(board_of(tmp_path / "runs"), Options())
+    assert "lack slices for the gallery" in text_of(drawing.sheets[0])
+
+
+def test_lesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dgbench.cli.figures import _lesion_types
+    from dgbench.data.phantom import fingerprint
+
+    size = PROTOCOL.presets["bench"].phantom
+    assert size is not None
+    recipe = PhantomRecipe(size=size.size, cases=size.cases, seed=size.seed, strengths=size.shift)
+    add_whole(tmp_path / "other", "erm", "MSD", (0.5,))
+    add_whole(tmp_path / "own", "erm", "MSD", (0.5,), centers={"phantom": fingerprint(recipe)})
+    names = [f"MSD/{case_name('MSD', index)}" for index in range(10)]
+    other, own = (_lesion_types(PROTOCOL, board_of(tmp_path / name)) for name in ("other", "own"))
+    assert {other(name) for name in names} == {"unknown"}
+    assert [own(name) for name in names] == [lesion_type(recipe, name) for name in names]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "overlay"], "--only: unknown figure 'overlay' — did you mean 'overlays'?"),
+        (["--only", ","], "--only: no figure named — known: centroids, cost,"),
+        (["--limit", "0"], "--limit 0: a DSC in points lies above 0 and at most at 100"),
+        (["--limit", "nan"], "--limit nan: a DSC in points"),
+        (["--by", "emr"], "--by 'emr': no finished run of this row — did you mean 'erm'?"),
+        (["--preset", "bentch"], "unknown preset 'bentch' for protocol 'phantom' — did you mean 'bench'?"),
+        (
+            ["--preset", "demo"],
+            "no finished run of protocol phantom, preset demo in setting F-Seg — start with: dgbench run",
+        ),
+        (["--protocol", "hippocampus"], "no finished run of protocol hippocampus"),
+        (
+            ["--only", "embedding"],
+            "no figure was drawn — embedding: nothing to draw: not drawn, all 6 runs lack features",
+        ),
+        (["--only", "overlays"], "records keep no slices"),
+        (["--only", "cost,curves"], "curves: nothing to draw: no run keeps a validation log (6 runs)"),
+        (["--format", "gif"], "--format"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path / "runs", keep=())
+    code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", *arguments)
+    assert code == 2
+    assert out == []
+    (line,) = err
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_and_presets_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    _, _, (line,) = dgbench(capsys, "--runs", tmp_path / "file")
+    assert line.endswith("is a file — name the folder of the runs")
+    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6))
+    add_whole(tmp_path / "runs", "erm", "MSD", (0.5,), protocol={"preset": "demo", "ranked": False})
+    code, _, (line,) = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
+    assert code == 2
+    assert line.endswith("runs of the presets bench, demo — name one with --preset")
+    only = ("--only", "curves", "--preset", "demo", "--runs", tmp_path / "runs")
+    _, _, (line,) = dgbench(capsys, *only, "--out", tmp_path / "file")
+    assert "cannot be written" in line
+    code, _, err = dgbench(capsys, *only, "--out", tmp_path / "out")
+    assert (code, err) == (0, [])
+
+
+def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6))
+    slice_file(folder, "MSD/MSD_0001").write_bytes(b"PK no slice")
+    (folder / "tumor-fine" / "validation.jsonl").write_text('{"step": 3}\n')
+    for name, message in (("overlays", "not a readable slice"), ("curves", "no center, dsc in its rows")):
+        code, _, (line,) = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", name)
+        assert code == 2
+        assert message in line
+
+
+def test_names_are_kept_in_order() -> None:
+    assert check_names("curves, overlays") == ("overlays", "curves")
+    assert check_names(None) == tuple(FIGURES)
