@@ -9,6 +9,7 @@ from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
 from dgbench.cli.archive import archive
 from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
+from dgbench.cli.imported import import_predictions
 
 app = typer.Typer(
     name="dgbench",
@@ -32,6 +33,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 app.command("run")(run.run)
 app.command("sweep")(run.sweep)
 app.command("leaderboard")(leaderboard.leaderboard)
+app.command("import-predictions")(import_predictions)
 app.command("archive")(archive)
 app.command("cost")(cost)
 app.add_typer(methods.app, name="methods")

@@ -10,6 +10,7 @@ from typing import Any
 from dgbench.atomic import read_json, write_json
 from dgbench.data.fingerprint import set_fingerprint
 from dgbench.errors import DgbenchError, Interrupted
+from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan
 from dgbench.launch.worker import run_job
@@ -22,8 +23,6 @@ Say = Callable[[str], None]
 EVALUATION = 4
 """Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
 its own, ``RECIPE``)."""
-NUMBERS = 1
-"""Raised when a stored number changes its meaning or value: evaluations that differ here never share a table."""
 
 
 def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:

@@ -19,7 +19,7 @@ from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
 from dgbench.store.folder import SHARED_METHOD, RunSpec, read_status, run_folder
 from dgbench.store.keys import key_of
-from dgbench.training.job import RECIPE, TrainJob
+from dgbench.training.job import RECIPE, TrainJob, protocol_reference
 
 
 @dataclass(frozen=True)
@@ -211,16 +211,7 @@ class _Builder:
                 "schema": 1,
                 "dgbench": __version__,
                 "key": key,
-                "protocol": {
-                    "name": protocol.name,
-                    "version": protocol.version,
-                    "content": self.content(),
-                    "kind": protocol.kind,
-                    "preset": self.resolved.preset_name,
-                    "ranked": self.resolved.ranked,
-                    "modified": self.resolved.modified,
-                    "converged": self.resolved.preset.converged,
-                },
+                "protocol": protocol_reference(self.resolved).model_dump(),
                 "heldout": self.request.heldout,
                 "sources": list(sources.sources),
                 "support": list(sources.support),
@@ -239,11 +230,6 @@ class _Builder:
             }
         )
         return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
-
-    def content(self) -> str:
-        """What must be equal in the protocol and the harness for two runs to share a table, overrides of the preset aside."""
-        plain = self.resolved.protocol.resolve(self.resolved.preset_name)
-        return key_of({"protocol": plain.identity(), "recipe": RECIPE, "preparation": PREPARATION})
 
     def data_identity(self) -> dict[str, str]:
         """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""

@@ -53,7 +53,7 @@ CSV_COLUMNS = (
 def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     """One line per row and center, one per row for its mean, one per missing run and per reported number; comment lines first.
 
-    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, incomplete, missing or reported.
+    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, imported, incomplete, missing or reported.
     """
     view = compiled.view
     text = io.StringIO()
@@ -85,7 +85,7 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
 
 
 def _csv_rows(row: Row) -> Iterable[dict[str, Any]]:
-    status = "incomplete" if not row.complete else "ranked" if row.rank else "unranked"
+    status = "incomplete" if not row.complete else "imported" if row.imported else "ranked" if row.rank else "unranked"
     shared = {"status": status, "rank": row.rank, "method": row.label, "seeds": " ".join(map(str, row.seeds))}
     for center, result in row.centers.items():
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"

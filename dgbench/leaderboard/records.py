@@ -19,7 +19,7 @@ from dgbench.errors import DgbenchError
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.protocol import one_line
-from dgbench.store.folder import SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,8 @@ def read_records(
 ) -> tuple[list[Record], list[str]]:
     """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
 
-    The shared pancreas runs are no rows of a leaderboard. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
+    The shared pancreas runs are no rows of a leaderboard. Imported prediction sets have one mask per case: they stand in every view of the
+    official setting and in no other. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
     """
     problems: list[str] = []
 
@@ -96,8 +97,10 @@ def read_records(
         run
         for run, spec in specs
         if spec.protocol.name == protocol and spec.method.name != SHARED_METHOD and keep(spec)
+        if not spec.method.imported or view.setting == OFFICIAL.setting
     ]
-    return [_record(run, view) for run in runs], problems
+    only = replace(OFFICIAL, checkpoint=IMPORTED)
+    return [_record(run, only if run.spec.method.imported else view) for run in runs], problems
 
 
 def _record(run: RunFolder, view: View) -> Record:
@@ -233,6 +236,7 @@ class RowKey(NamedTuple):
     config: str
     modified: bool
     overrides: tuple[str, ...]
+    imported: bool
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
@@ -240,7 +244,7 @@ class RowKey(NamedTuple):
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)
-        return cls(spec.method.name, spec.method.version, config, modified, overrides)
+        return cls(spec.method.name, spec.method.version, config, modified, overrides, spec.method.imported)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
