@@ -60,7 +60,7 @@ def import_predictions(
         title: the system in words; ``name`` by default.
         evaluated: ``fingerprint`` and ``content`` of the evaluated cases as a run's evaluation states them; by default a hash over the
             references, which are then only comparable with sets that were imported from the same references.
-        data: identity of the data by center, as a run states it.
+        data: identity of the data by center, as a run states it; by default that of the references.
         command: the command line that repeats this.
 
     Raises:
@@ -91,7 +91,7 @@ def import_predictions(
             "seed": seed,
             "method": {"name": name, "version": 1, "title": title or name, "config": {}, "imported": True},
             "stages": {},
-            "data": {"centers": dict(data or {})},
+            "data": {"centers": dict(data or {f"references of {heldout}": references})},
             "environment": NOWHERE,
             "command": command or f"dgbench import-predictions FOLDER --name {name} --heldout {heldout} --seed {seed}",
         }
