@@ -79,12 +79,11 @@ def import_predictions(
     record: dict[str, Any] = {"numbers": NUMBERS, "train_keys": {}, **evaluated, "predictions": predictions}
     record["how"] = {"metrics": contract.metrics.model_dump(mode="json")}
     reference = protocol_reference(resolved)
-    identity = {"imported": name, "seed": seed, "heldout": heldout, "protocol": reference.content, **record}
     spec = RunSpec.model_validate(
         {
             "schema": 1,
             "dgbench": __version__,
-            "key": key_of(identity),
+            "key": imported_key(name, heldout, seed, reference.content, record),
             "protocol": reference.model_dump(),
             "heldout": heldout,
             "sources": [],
@@ -98,6 +97,11 @@ def import_predictions(
     )
     with FolderLock(run_folder(runs, contract.name, heldout, name, seed, spec.key)):
         return _write(runs, spec, {**record, "key": key_of(record)}, rows)
+
+
+def imported_key(name: str, heldout: str, seed: int, content: str, evaluation: Mapping[str, Any]) -> str:
+    """The key of a prediction set: who it is of, the content of the protocol, and what its evaluation states, the masks among it."""
+    return key_of({"imported": name, "seed": seed, "heldout": heldout, "protocol": content, **evaluation})
 
 
 def check_system(name: str) -> None:

@@ -178,6 +178,26 @@ def plan_run(request: RunRequest) -> RunPlan:
     return RunPlan(request, resolved, centers, split, identity, shared, own)
 
 
+def run_key(resolved: ResolvedProtocol, stages: Mapping[str, str], shared: Mapping[str, str]) -> str:
+    """The key of a run from the train keys of its own and its shared stages."""
+    preset = resolved.preset
+    judged = {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints}
+    return key_of({"evaluation": judged, "stages": stages, "shared": shared})
+
+
+def judged_how(resolved: ResolvedProtocol) -> dict[str, Any]:
+    """How cases are evaluated, as an evaluation's ``spec.json`` tells; plain JSON."""
+    protocol, preset = resolved.protocol, resolved.preset
+    return {
+        "inference": protocol.inference.model_dump(mode="json"),
+        "metrics": protocol.metrics.model_dump(mode="json"),
+        "stages": {name: stage.model_dump(mode="json") for name, stage in protocol.stages.items()},
+        "tta": preset.tta,
+        "thresholds": list(preset.thresholds),
+        "checkpoints": list(preset.checkpoints),
+    }
+
+
 @dataclass(frozen=True)
 class _Builder:
     request: RunRequest
@@ -191,14 +211,8 @@ class _Builder:
         self, name: str, info: MethodInfo, config: MethodConfig, stages: Sequence[str], earlier: dict[str, Any]
     ) -> FolderPlan:
         jobs = [self.train_job(stage, info, config) for stage in stages]
-        preset = self.resolved.preset
-        key = key_of(
-            {
-                "evaluation": {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints},
-                "stages": {job.stage: job.key for job in jobs},
-                "shared": {stage: link.key for stage, link in earlier.items()},
-            }
-        )
+        keys = {job.stage: job.key for job in jobs}
+        key = run_key(self.resolved, keys, {stage: link.key for stage, link in earlier.items()})
         protocol = self.resolved.protocol
         folder = run_folder(self.request.runs, protocol.name, self.request.heldout, name, self.request.seed, key)
         own = {
