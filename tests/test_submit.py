@@ -18,7 +18,8 @@ from dgbench.errors import DgbenchError
 from dgbench.evaluation.imported import import_predictions
 from dgbench.store.folder import RunSpec, iter_runs, write_status
 from dgbench.store.keys import key_of
-from dgbench.store.record import MANIFEST, REPRODUCTIONS, Manifest, Tier, with_shared, write_record
+from dgbench.store.manifest import MANIFEST, REPRODUCTIONS, Manifest, Tier
+from dgbench.store.record import with_shared, write_record
 from dgbench.store.tiers import agreement, supported_tier
 
 COMMITTED = Path(__file__).parent.parent / "leaderboards"

@@ -16,7 +16,8 @@ def submit(
     ] = None,
 ) -> None:
     """Write records of finished runs (no weights, predictions or pictures) that a pull request adds; shared stages come along."""
-    from dgbench.store.record import REPRODUCTIONS, Manifest, with_shared, write_record
+    from dgbench.store.manifest import REPRODUCTIONS, Manifest
+    from dgbench.store.record import with_shared, write_record
     from dgbench.verification.collect import finished_runs, siblings
 
     chosen = finished_runs(runs, preset, skipped=lambda line: typer.echo(line, err=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError
-from dgbench.store.record import REPRODUCTIONS, Tier, environment_of
+from dgbench.store.manifest import REPRODUCTIONS, Tier, environment_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs
-from dgbench.store.record import MANIFEST, Manifest
+from dgbench.store.manifest import MANIFEST, Manifest
 from dgbench.store.tiers import TIERS, reproductions, supported_tier
 from dgbench.verification.record import Record, check_record
 from dgbench.verification.rows import OF_REFERENCE, check_rows
