@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgbench.evaluation.imported import PredictedCase, import_predictions
-from dgbench.leaderboard.compile import Compiled, Table, compile_runs
-from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
+from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.results import Compiled, Table
+from dgbench.leaderboard.sheets import to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import load_protocol
 
 PROTOCOL = Path(__file__).with_name("msd_pancreas_masks.yaml")

@@ -10,10 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
+from dgbench.yaml_text import assign, read_yaml
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PROBABILITY = Annotated[float, Field(ge=0, le=1)]
@@ -34,9 +34,9 @@ def check_name(name: str, what: str) -> str:
 
 
 class Frozen(BaseModel):
-    """Base of every configuration object: immutable, and an unknown key is an error."""
+    """Base of every configuration object: immutable; an unknown key is an error, and so is a number that is infinite or NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Window(Frozen):
@@ -87,8 +87,8 @@ class Roi(Frozen):
 
     source: str
     labels: tuple[int, ...]
-    margin_mm: tuple[float, ...]
-    mask_margin_mm: tuple[float, ...]
+    margin_mm: tuple[Annotated[float, Field(ge=0)], ...]
+    mask_margin_mm: tuple[Annotated[float, Field(ge=0)], ...]
 
 
 class Stage(Frozen):
@@ -186,7 +186,8 @@ class Preset(Frozen):
 
 class Protocol(Frozen):
     """The scientific contract of one leaderboard. ``centers`` are held out in turn; ``support_centers`` (no tumor labels) are only ever
-    sources, and only of stages that ask for them. Stages are listed in the order of inference."""
+    sources, and only of stages that ask for them. Stages are listed in the order of inference. ``paper_thresholds`` by held-out center are
+    for an oracle view of tables and enter no key."""
 
     name: str
     version: Annotated[int, Field(ge=1)]
@@ -202,12 +203,15 @@ class Protocol(Frozen):
     augmentation: Augmentation = Augmentation()
     inference: Inference
     metrics: Metrics = Metrics()
+    paper_thresholds: dict[str, PROBABILITY] = {}
     presets: dict[str, Preset]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name in (self.name, *self.centers, *self.support_centers, *self.stages):
             check_name(name, "name")
+        self._check_task()
+        self._check_centers()
         known = set(self.labels.values())
         for name, stage in self.stages.items():
             labels = set(stage.target) | set(stage.roi.labels if stage.roi else ())
@@ -220,6 +224,15 @@ class Protocol(Frozen):
                 raise ValueError(
                     f"stage {name!r} takes its ROI from {stage.roi.source!r}, which is not an earlier stage"
                 )
+            for margin in (stage.roi.margin_mm, stage.roi.mask_margin_mm) if stage.roi else ():
+                if len(margin) != self.task.ndim:
+                    raise ValueError(
+                        f"stage {name!r}: margin {list(margin)} has {len(margin)} entries for {self.task.ndim} dimensions"
+                    )
+        recipes = {name: self.stages[name].recipe for name in self.shared_stages}
+        if len(set(recipes.values())) > 1:
+            given = ", ".join(f"{name} {recipe}" for name, recipe in recipes.items())
+            raise ValueError(f"shared stages have different recipes ({given}): one recipe trains all of them")
         for name, preset in self.presets.items():
             if set(preset.stages) != set(self.stages):
                 raise ValueError(f"preset {name!r} must give a budget for exactly the stages {list(self.stages)}")
@@ -229,6 +242,26 @@ class Protocol(Frozen):
                         f"preset {name!r}, stage {stage_name!r}: crop has {len(budget.crop)} entries for {self.task.ndim} dimensions"
                     )
         return self
+
+    def _check_task(self) -> None:
+        """What a network can be built for, but nothing here reads, trains or judges."""
+        if self.task.in_channels != 1:
+            raise ValueError(f"task.in_channels is {self.task.in_channels}, but an image file holds one channel")
+        if self.task.out_channels != 1:
+            raise ValueError(
+                f"task.out_channels is {self.task.out_channels}, but a stage answers one question: use a stage per structure"
+            )
+        values = list(self.labels.values())
+        if len(set(values)) != len(values) or not all(1 <= value <= 255 for value in values):
+            raise ValueError(f"labels {self.labels} must be different numbers from 1 to 255 (0 is background)")
+
+    def _check_centers(self) -> None:
+        names = (*self.centers, *self.support_centers)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(
+                f"named more than once among centers and support_centers: {', '.join(twice)} — it would be source and held out at once"
+            )
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -252,7 +285,7 @@ class Protocol(Frozen):
         for path, text in (overrides or {}).items():
             if path in STANDING:
                 raise DgbenchError(f"--set preset.{path}: what the rows of a preset count for is the protocol's to say")
-            _assign(raw, path, text)
+            assign(raw, path, text)
         fields = self.model_dump(mode="json", exclude={"presets"})
         try:
             chosen = Preset.model_validate(raw)
@@ -305,7 +338,7 @@ class ResolvedProtocol(Frozen):
 
     def identity(self, stage: str | None = None) -> dict[str, Any]:
         """Everything of the resolved protocol that can change the numbers of a run, or of the training of one ``stage``; plain JSON."""
-        fields = self.protocol.model_dump(mode="json", exclude={"presets", "title"})
+        fields = self.protocol.model_dump(mode="json", exclude={"presets", "title", "paper_thresholds"})
         preset = {**_numeric(self.preset), "phantom": None}
         if stage is not None:
             del fields["metrics"]
@@ -333,31 +366,6 @@ def one_line(error: ValidationError) -> str:
     )
 
 
-def _assign(tree: dict[str, Any], path: str, text: str) -> None:
-    *parents, leaf = path.split(".")
-    node: Any = tree
-    for depth, part in enumerate(parents):
-        if not isinstance(node, dict) or part not in node:
-            known = node if isinstance(node, dict) else ()
-            raise DgbenchError(
-                f"--set preset.{path}: unknown key {'.'.join(parents[: depth + 1])!r}{suggest(part, known)}"
-            )
-        node = node[part]
-    if not isinstance(node, dict) or leaf not in node:
-        raise DgbenchError(
-            f"--set preset.{path}: unknown key {leaf!r}{suggest(leaf, node if isinstance(node, dict) else ())}"
-        )
-    node[leaf] = parse_value(text)
-
-
-def parse_value(text: str) -> Any:
-    """A command-line value read as YAML (``1e-3`` too, which YAML 1.1 alone would keep as text)."""
-    try:
-        return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DgbenchError(f"cannot read the value {text!r}: {' '.join(str(error).split())}") from None
-
-
 def protocol_folder() -> Path:
     """Where the protocol files are: inside the installed package, else in the checkout."""
     packaged = Path(str(resources.files("dgbench"))) / "_protocols"
@@ -381,9 +389,6 @@ def load_protocol(name_or_path: str) -> Protocol:
             raise DgbenchError(f"unknown protocol {name_or_path!r}{suggest(name_or_path, protocol_names())}")
         path = protocol_folder() / f"{name_or_path}.yaml"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Protocol.model_validate(raw)
-    except yaml.YAMLError as error:
-        raise DgbenchError(f"protocol {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+        return Protocol.model_validate(read_yaml(path, f"protocol {path.name}"))
     except ValidationError as error:
         raise DgbenchError(f"protocol {path.name}: {one_line(error)}") from None

@@ -1,10 +1,13 @@
 """Options and fixtures shared by all tests."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from training_fixtures import Mini
+
+from dgbench.cli import TRACE
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +29,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = items[wanted::shares]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces() -> Iterator[None]:
+    """A fault of dgbench itself fails a test with its trace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(TRACE, "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ import pandas as pd
 from rich.console import Console
 
 from dgbench.atomic import write_json
-from dgbench.leaderboard.compile import Compiled, Row, Table, compile_runs
-from dgbench.leaderboard.tables import leaderboard_sheets, to_rich
+from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.results import Compiled, Row, Table
+from dgbench.leaderboard.sheets import to_rich
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import load_protocol
 from dgbench.store.folder import RunSpec, open_run, write_status
 

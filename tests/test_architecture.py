@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 
 import dgbench
 import dgbench_methods
@@ -16,7 +17,7 @@ from dgbench.protocol import load_protocol, protocol_names
 from dgbench.registry import discover, load_class
 
 LEVELS = (
-    {"", "errors", "atomic", "seeds", "protocol", "info"},
+    {"", "errors", "atomic", "seeds", "protocol", "info", "yaml_text"},
     {"nets", "ops"},
     {"method", "registry"},
     {"data"},
@@ -120,6 +121,14 @@ def test_the_leaderboard_never_reaches_torch_or_the_code_that_runs_methods() -> 
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_are_small(module: str) -> None:
     assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_the_source_distribution_has_the_published_results_and_no_run_records() -> None:
+    root = PACKAGE.parent
+    shipped = {path.distribution_path for path in SdistBuilder(str(root)).recurse_included_files()}
+    assert {"dgbench/protocol.py", "protocols/phantom.yaml", "leaderboards/published/dual-task.yaml"} <= shipped
+    assert any((root / "leaderboards" / "phantom").iterdir())
+    assert {path for path in shipped if path.startswith("leaderboards/")} == {"leaderboards/published/dual-task.yaml"}
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,20 @@ ONE_FAULT: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "warning",
         "spacing 25×0.8×0.8 mm is unlike its center's median 2.5×0.8×0.8 mm",
     ),
+    "a center in another unit": (
+        lambda data: [
+            save(
+                where(data, f"RENJI/{index}"),
+                sitk.GetArrayFromImage(sitk.ReadImage(str(where(data, f"RENJI/{index}")))),
+                (40, 12, 12),
+            )
+            for index in range(CASES)
+            for where in (image_of, label_of)
+        ],
+        "-",
+        "warning",
+        "median spacings of the centers are too far apart (MSD 2.5×0.8×0.8, RENJI 40×12×12, RMYY 2.5×0.8×0.8 mm)",
+    ),
     "orphan label": (
         lambda data: save(label_of(data, "RENJI/9"), mask(4)),
         "RENJI/9",
@@ -186,6 +200,18 @@ ONE_FAULT: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "RENJI",
         "error",
         "no dataset.json in",
+    ),
+    "broken center.yaml": (
+        lambda data: (data / "RENJI" / "center.yaml").write_text(": [bad"),
+        "RENJI",
+        "error",
+        "center RENJI: center.yaml: not valid YAML: ",
+    ),
+    "center.yaml of bytes": (
+        lambda data: (data / "RENJI" / "center.yaml").write_bytes(b"\xff\xfe"),
+        "RENJI",
+        "error",
+        "center.yaml is not text in UTF-8",
     ),
     "other meaning of a label": (
         lambda data: write_manifest(data / "RENJI", pancreas=2, tumor=1),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import pytest
 from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
 
-from dgbench.cli import call
-from dgbench.errors import DgbenchError
+from dgbench.cli import TRACE, call
 from dgbench.launch import environment
 from dgbench.store.slices import CaseSlice, slice_file
 
@@ -117,6 +117,33 @@ def test_a_protocol_without_shared_stages_keeps_slices_and_features_too(mini: Mi
     }
     times = pd.read_parquet(run / "evaluation" / "times.parquet")
     assert (times["round_seconds"].map(len) == 1).all()
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_finished_run_that_was_damaged_is_judged_again(
+    mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = run_arguments(mini, tmp_path / "runs")
+    assert call(arguments) == 0
+    shown = capsys.readouterr().out
+    [run] = (path.parent for path in (tmp_path / "runs").rglob("cost.json"))
+    table, spec = run / "evaluation" / "cases.parquet", run / "evaluation" / "spec.json"
+    stored = {path: path.read_bytes() for path in (table, spec)}
+    damages: list[Callable[[], object]] = [
+        table.unlink,
+        lambda: table.write_bytes(b""),
+        lambda: table.write_bytes(stored[table][:-40]),
+        lambda: spec.write_text("{}"),
+    ]
+    for damage in damages:
+        damage()
+        assert call(arguments) == 0
+        out, err = capsys.readouterr()
+        assert err.splitlines()[0] == "evaluate organ, lesion on 6 cases"
+        assert out == shown
+        assert {path: path.read_bytes() for path in stored} == stored
+    (run / "lesion" / "spec.json").write_text("{}")
+    assert f"{run / 'lesion'}: holds training without a key, not " in mistake(capsys, arguments)
 
 
 def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +266,11 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: py
     assert {"rank", "method", "center", "dsc"} <= set(header.split(","))
     assert call([*empty, "--published"]) == 0
     assert "REPORTED in the literature on patient data" in capsys.readouterr().out
+    for form in ("table", "md", "csv", "json"):
+        assert call([*empty, "--published", "--protocol", "hippocampus", "--format", form]) == 0
+        out, err = capsys.readouterr()
+        assert err == "nothing is published for protocol hippocampus\n"
+        assert "REPORTED" not in out
     assert not (tmp_path / "none").exists()
 
 
@@ -332,13 +364,44 @@ def test_a_cell_that_a_method_cannot_fill_is_not_applicable(
     assert not list((tmp_path / "runs").rglob("spec.json"))
 
 
-def test_what_the_caller_cannot_mend_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault of our own keeps its trace; only :class:`DgbenchError` becomes a line."""
+@pytest.fixture
+def fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A fault of our own, in a session without :data:`dgbench.cli.TRACE` whose temporary files go to ``tmp_path``."""
 
     def broken() -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("no\nfloor")
 
     monkeypatch.setattr("dgbench.registry.discover", broken)
+    monkeypatch.delenv(TRACE)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+@pytest.mark.usefixtures("fault")
+def test_what_the_caller_cannot_mend_is_one_line_that_names_its_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = mistake(capsys, ["methods", "list"])
+    [kept] = tmp_path.iterdir()
+    assert line == f"unexpected ZeroDivisionError: no floor (trace in {kept}); please report it"
+    first, *trace = kept.read_text().splitlines()
+    assert first.endswith(": dgbench methods list")
+    assert trace[0] == "Traceback (most recent call last):"
+    assert trace[-2:] == ["ZeroDivisionError: no", "floor"]
+
+
+@pytest.mark.usefixtures("fault")
+def test_a_trace_that_cannot_be_kept_is_not_hidden_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    line = mistake(capsys, ["methods", "list"])
+    assert line.startswith("unexpected ZeroDivisionError: no floor (its trace cannot be kept: ")
+    assert line.endswith("DGBENCH_TRACE=1 shows it); please report it")
+
+
+@pytest.mark.usefixtures("fault")
+def test_a_developer_gets_the_trace_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACE, "1")
     with pytest.raises(ZeroDivisionError):
         call(["methods", "list"])
-    assert not issubclass(ZeroDivisionError, DgbenchError)
+    assert not list(tmp_path.iterdir())

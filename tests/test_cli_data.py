@@ -84,6 +84,18 @@ FAULTS: dict[str, tuple[Callable[[Mini], object], str]] = {
         lambda mini: (mini.data / "BETA" / "dataset.json").write_text("{"),
         "center BETA: dataset.json needs a mapping 'labels'",
     ),
+    "manifest of bytes": (
+        lambda mini: (mini.data / "BETA" / "dataset.json").write_bytes(b"\xff\xfe"),
+        "center BETA: dataset.json needs a mapping 'labels'",
+    ),
+    "broken center.yaml": (
+        lambda mini: (mini.data / "BETA" / "center.yaml").write_text(": [bad"),
+        "center BETA: center.yaml: not valid YAML: ",
+    ),
+    "center.yaml of bytes": (
+        lambda mini: (mini.data / "BETA" / "center.yaml").write_bytes(b"\xff\xfe"),
+        "center BETA: center.yaml: ",
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """Imported prediction sets: judged like every prediction, checked like every file, and kept apart from what was trained here."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from dgbench.evaluation.metrics import case_metrics
 from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.export import to_csv
 from dgbench.leaderboard.records import View
-from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
+from dgbench.leaderboard.sheets import to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import load_protocol
 from dgbench.store.folder import RunFolder, iter_runs
 from dgbench.training.job import protocol_reference
@@ -246,6 +248,9 @@ def test_imported_rows_are_never_ranked_and_owe_only_their_own_seeds(mixed: Path
     ]
     assert table.ranked
     assert table.seeds == (0,)
+    assert table.statistics is not None
+    assert set(table.statistics.standings) == {"erm", "randconv"}
+    assert set(table.statistics.comparisons) == {"randconv"}
     closed = row_of(table, "closed")
     assert closed.mean["dsc"].mean == 0.75
     assert closed.cost is None
@@ -261,11 +266,10 @@ def test_imported_rows_are_a_section_of_their_own(mixed: Path) -> None:
     result = compile_runs(mixed, protocol=PROTOCOL)
     text = terminal(result)
     ranked, _, rest = text.partition("Imported prediction sets: ")
+    for part in ("Official ranking", "Evidence: ", "Detection: "):
+        assert "randconv" in ranked.partition(part)[2]
     assert "closed" not in ranked
-    assert "not ours" in rest
-    detection = rest.partition("Detection: ")[2].partition("Missing runs")[0]
-    assert "randconv" in detection
-    assert "closed" not in detection
+    assert "not ours" in rest.partition("Missing runs")[0]
     assert "closed: imported, not trained under this protocol" in text
     page = to_markdown(leaderboard_sheets(result))
     assert "| not ours | closed | 75.0 | 75.0 | 75.0 | 75.0 |" in page
@@ -305,3 +309,12 @@ def test_a_set_is_mirrored(tmp_path: Path) -> None:
 
     shot = take_snapshot(of_arrays(tmp_path, cube("MSD/a", 1)))
     assert any(point.name == "held-out/MSD/F-Seg/imported/dsc" for point in shot.points)
+
+
+def test_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parent.parent / "docs" / "submitting.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    (run,) = iter_runs(tmp_path / "runs")
+    assert list(run.cases()["dsc"]) == [0.75]

@@ -24,10 +24,13 @@ from leaderboard_runs import (
 from dgbench.atomic import write_json
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
-from dgbench.leaderboard.compile import Compiled, compile_runs
+from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
-from dgbench.leaderboard.records import View, preset_overrides, retarget
-from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
+from dgbench.leaderboard.policies import RAW_COLUMNS
+from dgbench.leaderboard.records import FLAGS, FRACTIONS, TEXTS, View, preset_overrides, retarget
+from dgbench.leaderboard.results import Compiled
+from dgbench.leaderboard.sheets import to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol
 
 
@@ -91,7 +94,9 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     add_run(tmp_path, "a", "RENJI", state="failed", reason="loss became NaN at step 12")
     add_run(tmp_path, "a", "RMYY", state="running")
     add_run(tmp_path, "b", "MSD", state="queued")
-    add_run(tmp_path, "b", "RENJI", state="interrupted")
+    folder = add_run(tmp_path, "b", "RENJI", state="interrupted", reason="Ctrl-C")
+    write_json(folder / "tumor-fine" / "spec.json", {"steps": 4})
+    (folder / "tumor-fine" / "steps.jsonl").write_text(3 * "{}\n")
     add_run(tmp_path, "b", "RMYY", evaluation=None)
     add_run(tmp_path, "c", "MSD", cases=cell("MSD", 0.5), evaluation="failed", reason="case MSD/MSD_0000 unreadable")
     folder = add_run(tmp_path, "c", "RENJI", cases=cell("RENJI", 0.5))
@@ -116,9 +121,9 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     exact = {
         ("a", "MSD"): "evaluated 1 of 2 cases",
         ("a", "RENJI"): "failed: loss became NaN at step 12",
-        ("a", "RMYY"): "running",
+        ("a", "RMYY"): "running, 0% trained",
         ("b", "MSD"): "queued",
-        ("b", "RENJI"): "interrupted",
+        ("b", "RENJI"): "interrupted, 75% trained: Ctrl-C",
         ("b", "RMYY"): "evaluation missing",
         ("c", "MSD"): "evaluation failed: case MSD/MSD_0000 unreadable",
         ("c", "RENJI"): "evaluation is of other weights: tumor-fine",
@@ -135,6 +140,60 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     assert all(reasons[where].startswith(start) for where, start in starts.items())
     assert set(reasons) == {*exact, *starts}
     assert str(tmp_path) not in to_markdown(leaderboard_sheets(compiled(tmp_path)))
+
+
+DAMAGED_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "text for a number": ({"dsc": "0.5x"}, "dsc holds string values, expected numbers"),
+    "text for a count": ({"n_lesions_found": "a"}, "n_lesions_found holds string values, expected numbers"),
+    "half a lesion": ({"n_lesions_found": 0.5}, "n_lesions_found 0.5 is not a count"),
+    "text for a threshold": ({"threshold": "0.5"}, "threshold holds string values, expected numbers"),
+    "no threshold": ({"threshold": None}, "1 rows without threshold"),
+    "text for a flag": ({"failed": "no"}, "failed holds string values, expected true or false"),
+    "a number for a case": ({"case": 3}, "case holds integer values, expected text"),
+    "no case": ({"case": None}, "1 rows without case"),
+    "DSC above 1": ({"dsc": 2.0}, "dsc 2 is not from 0 to 1"),
+    "NSD below 0": ({"nsd": -0.1}, "nsd -0.1 is not from 0 to 1"),
+    "a negative distance": ({"hd95": -5.0}, "hd95 -5 is not finite and not negative"),
+    "an infinite distance": ({"hd95": float("inf")}, "hd95 inf is not finite and not negative"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_ROWS)
+def test_one_damaged_table_is_a_hole_and_not_the_end(name: str, two_seeds: Path) -> None:
+    change, reason = DAMAGED_ROWS[name]
+    add_run(two_seeds, "dualtask", "MSD", cases=[case_row("MSD", 0, 0.5) | change])
+    table = only_table(two_seeds)
+    assert {hole.reason for hole in table.missing if (hole.heldout, hole.seed) == ("MSD", 0)} == {
+        f"evaluation is damaged: {reason}"
+    }
+    assert row_of(table, "erm").rank == 2
+    assert json.loads(to_json(compiled(two_seeds)))
+
+
+def test_every_raw_column_has_a_kind() -> None:
+    counts = [column for column in RAW_COLUMNS if column.startswith("n_")]
+    measures = {"assd", "assd_two_means", "hd95", "centroid_mm", "volume_prediction_mm3"}
+    assert sorted([*TEXTS, *FLAGS, *FRACTIONS, *counts, *measures]) == sorted(RAW_COLUMNS)
+
+
+def test_a_spoiled_command_line_is_still_a_hint(two_seeds: Path) -> None:
+    add_run(two_seeds, "dualtask", "MSD", cases=cell("MSD", 0.5, 0.5, 0.5), extra=" --set 'x=1")
+    table = only_table(two_seeds)
+    command = next(hole.command for hole in table.missing if (hole.heldout, hole.seed) == ("RENJI", 1))
+    assert command.endswith("--heldout RENJI --seed 1")
+    add_run(
+        two_seeds, "saml", "MSD", cases=cell("MSD", 0.5), protocol={"modified": True}, extra=" --set 'preset.width=1"
+    )
+    assert {row.method for row in only_table(two_seeds).rows} == {"erm", "randconv", "dualtask", "saml"}
+
+
+def test_a_version_that_is_none_is_an_unreadable_folder(two_seeds: Path) -> None:
+    folder = add_run(two_seeds, "dualtask", "MSD", cases=cell("MSD", 0.5, 0.5, 0.5))
+    spec = json.loads((folder / "spec.json").read_text())
+    write_json(folder / "spec.json", {**spec, "dgbench": "weird"})
+    [problem] = compiled(two_seeds).problems
+    assert "dgbench: String should match pattern" in problem
+    assert {row.method for row in only_table(two_seeds).rows} == {"erm", "randconv"}
 
 
 def test_an_unreadable_folder_is_reported(two_seeds: Path) -> None:

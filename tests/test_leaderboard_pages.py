@@ -24,7 +24,10 @@ from dgbench.errors import DgbenchError
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.published import load_published, published_names
 from dgbench.leaderboard.records import View
-from dgbench.leaderboard.tables import Sheet, leaderboard_sheets, run_settings, run_table, to_markdown
+from dgbench.leaderboard.run_table import run_settings, run_table
+from dgbench.leaderboard.sheets import Sheet, to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
+from dgbench.protocol import protocol_names
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +124,7 @@ def test_published_table_vi() -> None:
     (mask,) = paper.counterpart("C-Mask")
     assert (mask.mean.dsc, "42.19" in (mask.note or "")) == (42.73, True)
     assert paper.counterpart("X-Seg") == ()
+    assert set(paper.protocols) == set(protocol_names()) - {"hippocampus"}
     with pytest.raises(DgbenchError, match="did you mean 'dual-task'"):
         load_published("dualtask")
 

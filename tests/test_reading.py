@@ -133,6 +133,42 @@ FAULTS: dict[str, tuple[Callable[[Case], object], str]] = {
         lambda c: edit(c.image, 268, "<f", 60.0),
         "has two affines: qform and sform place its grid up to 50.0 mm apart",
     ),
+    "micron": (lambda c: edit(c.image, 123, "<B", 3), r"gives lengths in microns in its header \(xyzt_units 3\)"),
+    "meter and seconds": (lambda c: edit(c.label, 123, "<B", 1 + 8), "label .* gives lengths in meters in its header"),
+    "an unknown unit": (
+        lambda c: edit(c.image, 123, "<B", 5),
+        "gives lengths in an unknown unit in its header .xyzt_units 5",
+    ),
+    "spacing in meters": (
+        lambda c: save(c.image, scan(), (0.0025, 0.00075, 0.0005)),
+        "has voxel spacing 0.0005×0.00075×0.0025 mm in its header, outside of 0.05 to 50 mm",
+    ),
+    "spacing in microns": (
+        lambda c: save(c.image, scan(), (2500, 750, 500)),
+        "spacing 500×750×2500 mm in its header, outs",
+    ),
+    "data offset beyond any file": (lambda c: edit(c.image, 108, "<f", 1e30), "has an impossible data offset 1e\\+30"),
+    "no affine": (lambda c: edit(c.image, 252, "<2h", 0, 0), "has no orientation in its header"),
+    "quaternion NaN": (
+        lambda c: (edit(c.image, 252, "<2h", 1, 0), edit(c.image, 256, "<f", np.nan)),
+        r"has the quaternion \(nan, ",
+    ),
+    "quaternion NaN beside a sform": (lambda c: edit(c.image, 256, "<f", np.nan), r"has the quaternion \(nan, "),
+    "quaternion too long": (
+        lambda c: (edit(c.image, 252, "<2h", 1, 0), edit(c.image, 256, "<3f", 2, 2, 2)),
+        r"has the quaternion \(2, 2, 2\) in its header, which is no rotation",
+    ),
+    "infinite qoffset": (
+        lambda c: (edit(c.image, 252, "<2h", 1, 0), edit(c.image, 268, "<f", np.inf)),
+        "has a non-finite qoffset in its header",
+    ),
+    "infinite slope": (lambda c: edit(c.image, 112, "<f", np.inf), "has intensity slope inf in its header"),
+    "infinite intercept": (lambda c: edit(c.image, 112, "<2f", 1, np.inf), "has intensity intercept inf in its header"),
+    "a slope beyond 32 bits": (
+        lambda c: edit(c.image, 112, "<f", 1e38),
+        "has intensities up to 2.98e\\+40, more than 32",
+    ),
+    "a value beyond 32 bits": (with_value(1e300, np.float64), "has intensities up to 1e\\+300, more than 32 bits hold"),
     "two spacings": (
         lambda c: (edit(c.image, 252, "<h", 0), edit(c.image, 88, "<f", 3.0)),
         "has two voxel spacings: 0.5×0.75×3 mm .pixdim. and 0.5×0.75×2.5 mm .sform.",
@@ -217,6 +253,19 @@ def test_every_pixel_type_equals_simpleitk(tmp_path: Path, kind: type) -> None:
 def test_slope_and_intercept_are_applied(case: Case) -> None:
     edit(case.image, 112, "<2f", 2.0, -1024.0)
     np.testing.assert_array_equal(read(case).image, scan() * 2.0 - 1024)
+
+
+def test_a_slope_that_is_not_a_number_means_that_there_is_none(case: Case) -> None:
+    edit(case.image, 112, "<2f", np.nan, np.nan)  # as nibabel writes it
+    np.testing.assert_array_equal(read(case).image, scan())
+
+
+def test_one_affine_is_enough_and_a_unit_may_be_unset(case: Case) -> None:
+    for codes in ((1, 0), (0, 1)):
+        for path in (case.image, case.label):
+            edit(path, 252, "<2h", *codes)
+            edit(path, 123, "<B", 0)
+        assert read(case).grid.spacing == pytest.approx(SPACING)
 
 
 def test_big_endian_file(tmp_path: Path, case: Case) -> None:

@@ -189,6 +189,18 @@ def test_a_second_call_answers_from_the_store(tiny: Tiny) -> None:
     assert times(tiny.root) == before
 
 
+def test_shared_stages_whose_rows_were_lost_are_judged_again(tiny: Tiny) -> None:
+    before, own = results(tiny.runs["_pancreas"]), times(tiny.runs["erm"].path)
+    (tiny.runs["_pancreas"].evaluation / "cases.parquet").write_bytes(b"")
+    answer = tiny.call(*tiny.arguments())
+    assert answer.returncode == 0, answer.stderr
+    assert "evaluate pancreas-coarse, pancreas-fine on" in answer.stderr
+    assert "train" not in answer.stderr
+    assert answer.stdout == tiny.output.stdout
+    assert differences(before, results(tiny.runs["_pancreas"])) == []
+    assert times(tiny.runs["erm"].path) == own
+
+
 def test_a_dry_run_of_a_finished_run_says_so(tiny: Tiny) -> None:
     answer = tiny.call(*tiny.arguments("erm", "--dry-run"))
     assert answer.returncode == 0

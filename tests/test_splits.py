@@ -76,6 +76,18 @@ def test_no_validation_at_all_is_an_error(protocol: Protocol) -> None:
     assert without_validation(leave_one_center_out(protocol, hospitals(MSD=4, RENJI=9, RMYY=4), "RENJI")) == ()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"support_centers": ("NIH", "RENJI")}, {"centers": ("MSD", "MSD", "RENJI")}, {"support_centers": ("MSD",)}],
+)
+def test_no_center_is_source_and_held_out_or_a_source_twice(
+    protocol: Protocol, change: dict[str, tuple[str, ...]]
+) -> None:
+    """Also where a protocol was made by hand, so that its own check did not see it."""
+    with pytest.raises(DgbenchError, match="held-out RENJI: protocol phantom makes it a source too, or a source twice"):
+        leave_one_center_out(protocol.model_copy(update=change), hospitals(MSD=5, RENJI=5, RMYY=5, NIH=5), "RENJI")
+
+
 def test_an_unknown_center_is_named_with_a_suggestion(protocol: Protocol) -> None:
     with pytest.raises(DgbenchError, match="did you mean 'RENJI'"):
         leave_one_center_out(protocol, hospitals(MSD=5, RENJI=5, RMYY=5), "RENJY")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,16 @@ class TestSubmit:
         assert call(submit(tmp_path / "runs", tmp_path / "records")) == 2
         assert "skipped mini/GAMMA/erm" in capsys.readouterr().err
         assert not list(tmp_path.glob("records/**/*.json"))
+
+    def test_a_spoiled_command_line_is_no_way_around_the_names_of_folders(self, runs: Path, tmp_path: Path) -> None:
+        run = only(runs)
+        spoiled = replace(run, spec=run.spec.model_copy(update={"command": "dgbench run --runs '/home/me"}))
+        with pytest.raises(DgbenchError, match=r"cannot be taken apart \(No closing quotation\): dgbench run"):
+            write_record(spoiled, tmp_path / "records")
+        assert not list(tmp_path.glob("records/**/*.json"))
+        cut = replace(run, spec=run.spec.model_copy(update={"command": "dgbench run --runs"}))
+        record = write_record(cut, tmp_path / "records")
+        assert json.loads((record / "spec.json").read_text())["command"] == "dgbench run"
 
     def test_a_prediction_set_is_submitted_and_verified(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

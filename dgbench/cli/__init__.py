@@ -7,10 +7,13 @@ from typing import Any
 from dgbench.errors import DgbenchError, Interrupted
 
 INTERRUPTED = 130
+TRACE = "DGBENCH_TRACE"
+"""Environment variable: set to 1, a fault of our own ends with its trace instead of one line."""
 
 
 def main() -> None:
-    """Entry point ``dgbench``: errors are one line on stderr with exit code 2, an interruption ends with 130."""
+    """Entry point ``dgbench``: errors are one line on stderr with exit code 2, an interruption ends with 130. The trace of a fault of our
+    own is kept in a file that the line names."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -48,6 +51,28 @@ def call(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if os.environ.get(TRACE) == "1":
+            raise
+        return _fail(f"unexpected {type(error).__name__}: {error} ({_keep_trace(arguments)}); please report it")
+
+
+def _keep_trace(arguments: list[str]) -> str:
+    """Write the trace of the current exception where it stays, and say where that is."""
+    import shlex
+    import tempfile
+    import traceback
+
+    from dgbench import __version__
+
+    text = f"dgbench {__version__}: {shlex.join(['dgbench', *arguments])}\n{traceback.format_exc()}"
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="dgbench-trace-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as problem:
+        return f"its trace cannot be kept: {problem}; {TRACE}=1 shows it"
+    return f"trace in {path}"
 
 
 def _fail(message: str) -> int:

@@ -1,13 +1,17 @@
 """``dgbench leaderboard``."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgbench.cli import options
 from dgbench.errors import DgbenchError, suggest
+
+if TYPE_CHECKING:
+    from dgbench.leaderboard.sheets import Sheet
 
 
 class TableFormat(StrEnum):
@@ -26,6 +30,10 @@ def leaderboard(
     ] = None,
     runs: options.Runs = Path("runs"),
     form: Annotated[TableFormat, typer.Option("--format", help="table, md, csv or json.")] = TableFormat.table,
+    table: Annotated[
+        str | None,
+        typer.Option("--table", help="The counterpart of a table of the paper: II, III, V or VI; in all its settings."),
+    ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Show the paper's reported numbers beside; never ranked together.")
     ] = False,
@@ -33,8 +41,13 @@ def leaderboard(
         str, typer.Option("--setting", help="F-Seg (official), C-Seg, or the oracle settings C-Mask and F-Mask.")
     ] = "F-Seg",
     threshold: Annotated[
-        float, typer.Option("--threshold", help="Threshold of the final mask; 0.5 is official.")
-    ] = 0.5,
+        str,
+        typer.Option(
+            "--threshold",
+            help="Threshold of the final mask: a number (0.5 is official), source-tuned, or as an oracle the best on the target (oracle) "
+            "or the paper's per center (paper).",
+        ),
+    ] = "0.5",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="source-val (official) or last-step.")] = "source-val",
     policy: Annotated[
         str, typer.Option("--policy", help="How undefined values count: default (official) or paper.")
@@ -43,8 +56,11 @@ def leaderboard(
     """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
     from dgbench.leaderboard import export, tables
     from dgbench.leaderboard.compile import compile_runs
+    from dgbench.leaderboard.paper_tables import paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import View
+    from dgbench.leaderboard.results import Compiled
+    from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
     from dgbench.protocol import CHECKPOINTS, load_protocol
 
     contract = load_protocol(protocol)
@@ -57,21 +73,41 @@ def leaderboard(
             raise DgbenchError(
                 f"--{option} {chosen!r} is unknown to protocol {contract.name!r}{suggest(chosen, known)}"
             )
-    if not 0 < threshold < 1:
-        raise DgbenchError(f"--threshold {threshold:g}: a threshold lies between 0 and 1")
     if runs.exists() and not runs.is_dir():
         raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
-    view = View(setting=setting, threshold=threshold, checkpoint=checkpoint, policy=policy)
-    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
+    view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     reported = load_published() if published else None
-    match form:
-        case TableFormat.table:
-            from rich.console import Console
+    if reported is not None and contract.name not in reported.protocols:
+        typer.echo(f"nothing is published for protocol {contract.name}", err=True)
+        reported = None
+    if table is not None:
+        if form not in (TableFormat.table, TableFormat.md):
+            raise DgbenchError(f"--table {table}: tables of the paper are printed as table or md, not {form}")
+        wanted = paper_table(table.upper(), contract)
+        if wanted.name == "II" and view.threshold != OFFICIAL_THRESHOLD:
+            raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")
 
-            Console(soft_wrap=False).print(tables.to_rich(tables.leaderboard_sheets(compiled, reported)))
-        case TableFormat.md:
-            typer.echo(tables.to_markdown(tables.leaderboard_sheets(compiled, reported)))
+        def compile_setting(setting: str) -> Compiled:
+            return compile_runs(runs, protocol=contract, preset=preset, view=replace(view, setting=setting))
+
+        _print(paper_table_sheets(wanted, compile_setting, reported), form)
+        return
+    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
+    match form:
+        case TableFormat.table | TableFormat.md:
+            _print(tables.leaderboard_sheets(compiled, reported), form)
         case TableFormat.csv:
             typer.echo(export.to_csv(compiled, reported), nl=False)
         case TableFormat.json:
             typer.echo(export.to_json(compiled, reported))
+
+
+def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
+    from dgbench.leaderboard import sheets as rendering
+
+    if form is TableFormat.md:
+        typer.echo(rendering.to_markdown(sheets))
+        return
+    from rich.console import Console
+
+    Console(soft_wrap=False).print(rendering.to_rich(sheets))

@@ -182,11 +182,13 @@ def _show_result(plan: "RunPlan") -> None:
     import pandas as pd
     from rich.console import Console
 
-    from dgbench.leaderboard.tables import run_table, to_rich
+    from dgbench.leaderboard.run_table import run_table
+    from dgbench.leaderboard.sheets import to_rich
+    from dgbench.store.folder import RunFolder
 
     folder = plan.own.folder
     cases = pd.concat(
-        [pd.read_parquet(part.folder / "evaluation" / "cases.parquet") for part in plan.folders], ignore_index=True
+        [RunFolder(plan.request.runs, part.folder, part.spec).cases() for part in plan.folders], ignore_index=True
     )
     table = run_table(cases, spec=plan.own.spec, protocol=plan.resolved.protocol)
     Console(soft_wrap=False).print(to_rich([table]))

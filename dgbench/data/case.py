@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dgbench.errors import DgbenchError, suggest
 from dgbench.protocol import SAFE_NAME, Protocol, check_name
+from dgbench.yaml_text import read_yaml
 
 SUFFIX = ".nii.gz"
 
@@ -44,7 +43,7 @@ def load_center(folder: Path) -> Center:
 
     Cases are the images ``imagesTr/*.nii.gz`` that have a label of the same name in ``labelsTr``; files whose names start with a dot
     (macOS leaves ``._`` files in archives, the Decathlon's among them) are no cases. Raises DgbenchError when the folder,
-    ``dataset.json`` or a label is missing, or a name could escape the folder.
+    ``dataset.json`` or a label is missing, a manifest cannot be read, or a name could escape the folder.
     """
     name = check_name(folder.name, f"{folder}: center name")
     manifest = folder / "dataset.json"
@@ -55,12 +54,12 @@ def load_center(folder: Path) -> Center:
     try:
         dataset = json.loads(manifest.read_text(encoding="utf-8"))
         labels = {str(key): int(value) for key, value in _labels(dataset["labels"]).items()}
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # JSON's and Unicode's are ValueErrors
         raise DgbenchError(
             f"center {name}: dataset.json needs a mapping 'labels' of names to integers ({error})"
         ) from None
     meta_file = folder / "center.yaml"
-    meta = yaml.safe_load(meta_file.read_text(encoding="utf-8")) if meta_file.is_file() else {}
+    meta = read_yaml(meta_file, f"center {name}: center.yaml") if meta_file.is_file() else {}
     if not isinstance(meta, dict):
         raise DgbenchError(f"center {name}: center.yaml must be a mapping")
     images = sorted((folder / "imagesTr").glob(f"[!.]*{SUFFIX}"))

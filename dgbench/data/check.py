@@ -23,6 +23,7 @@ from dgbench.errors import DgbenchError
 from dgbench.protocol import SAFE_NAME, Percentile, Protocol, Task, Window
 
 SPACING_FACTOR = 4.0
+CENTER_SPACING_FACTOR = 10.0
 OUTSIDE_FRACTION = 0.25
 BYTE_RANGE = 255.0
 
@@ -216,7 +217,8 @@ def inspect(case: Case, expected: Expectation) -> Inspection:
 
 
 def compare(inspections: Iterable[Inspection]) -> list[Finding]:
-    """What only shows between cases: equal images or labels within or across centers, spacings unlike the rest of the center."""
+    """What only shows between cases: equal images or labels within or across centers, spacings unlike the rest of the center, centers
+    whose spacings cannot both be right."""
     cases = list(inspections)
     findings = []
     for kind in ("image", "label"):
@@ -227,12 +229,13 @@ def compare(inspections: Iterable[Inspection]) -> list[Finding]:
             if content:
                 text = "case {}: {} is identical to that of case {} — one patient must not count twice, nor be on both sides of a split"
                 findings += [Finding(other, "warning", text.format(other, kind, first)) for other in others]
+    medians: dict[str, NDArray[np.float64]] = {}
     for center in sorted({inspection.case.center for inspection in cases}):
         spaced = [inspection for inspection in cases if inspection.case.center == center and inspection.spacing]
         ranks = Counter(len(inspection.spacing) for inspection in spaced)
         if len(spaced) < MIN_CASES_FOR_VALIDATION or len(ranks) != 1:
             continue
-        median = np.median([inspection.spacing for inspection in spaced], axis=0)
+        median = medians[center] = np.median([inspection.spacing for inspection in spaced], axis=0)
         for inspection in spaced:
             ratio = np.array(inspection.spacing) / median
             if max(ratio.max(), 1 / ratio.min()) > SPACING_FACTOR:
@@ -241,6 +244,12 @@ def compare(inspections: Iterable[Inspection]) -> list[Finding]:
                     f"median {_times(median.tolist())} mm — check the header's unit and values"
                 )
                 findings.append(Finding(inspection.case.id, "warning", text))
+    if medians and len({len(spacing) for spacing in medians.values()}) == 1:
+        spacings = np.array(list(medians.values()))
+        if (spacings.max(axis=0) / spacings.min(axis=0)).max() > CENTER_SPACING_FACTOR:
+            listed = ", ".join(f"{name} {_times(spacing.tolist())}" for name, spacing in medians.items())
+            text = f"median spacings of the centers are too far apart ({listed} mm) — check their headers' units and values"
+            findings.append(Finding("-", "warning", text))
     return findings
 
 

@@ -24,6 +24,7 @@ HEADER_FIELDS: dict[str, tuple[str, int]] = {
     "vox_offset": ("f4", 108),
     "scl_slope": ("f4", 112),
     "scl_inter": ("f4", 116),
+    "xyzt_units": ("u1", 123),
     "qform_code": ("i2", 252),
     "sform_code": ("i2", 254),
     "quatern": ("(3,)f4", 256),
@@ -39,8 +40,16 @@ FOREIGN = (
     (b"\x89PNG", "is a PNG picture, not a scan"),
     (b"PK\x03\x04", "is a zip archive, not a scan — unpack it"),
 )
+MILLIMETRES = (0, 2)
+OTHER_UNITS = {1: "meters", 3: "microns"}
+"""What the lowest three bits of xyzt_units mean (0: unset); ITK scales spacings by it without a word."""
+SPACINGS_MM = (0.05, 50.0)
+"""Smallest and largest spacing that a scan of a patient can have; anything else is a header in another unit."""
+LARGEST_OFFSET = 2**31
+"""More than any header extension takes, and few enough bytes to ask zlib for."""
 SHEAR_TOLERANCE = 1e-3
 SCALE_TOLERANCE = 1e-3
+QUATERNION_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ def _dtype(header: np.void) -> np.dtype[Any]:
 def _data_range(header: np.void) -> slice:
     """Where the voxels are in the decompressed bytes."""
     offset = float(header["vox_offset"])
-    if not math.isfinite(offset) or offset < HEADER_BYTES or offset != int(offset):
+    if not HEADER_BYTES <= offset <= LARGEST_OFFSET or offset != int(offset):
         raise DgbenchError(f"has an impossible data offset {offset:g} in its header")
     return slice(int(offset), int(offset) + math.prod(_shape(header)) * _dtype(header).itemsize)
 
@@ -181,10 +190,11 @@ def _data_range(header: np.void) -> slice:
 def _decode(header: np.void, data: bytes) -> Nifti:
     array = np.frombuffer(memoryview(data)[_data_range(header)], _dtype(header)).reshape(_shape(header))
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
-    if slope == 0 or not math.isfinite(slope):  # nifti1.h: a zero slope means that values are stored as they are
+    if slope == 0 or math.isnan(slope):  # nifti1.h: zero means that values are stored as they are; nibabel writes NaN
         slope, intercept = 1.0, 0.0
-    if not math.isfinite(intercept):
-        raise DgbenchError(f"has intensity intercept {intercept} in its header — it must be a number")
+    for name, value in (("slope", slope), ("intercept", intercept)):
+        if not math.isfinite(value):
+            raise DgbenchError(f"has intensity {name} {value} in its header — it must be a number")
     if array.dtype.kind == "f":
         finite = np.isfinite(array)
         if not finite.all():
@@ -197,12 +207,28 @@ def _decode(header: np.void, data: bytes) -> Nifti:
 
 
 def _check_geometry(header: np.void) -> None:
-    """Raise for what a reader would repair in silence: zero spacing, shear, two contradicting affines."""
+    """Raise for what a reader would repair or guess in silence: zero spacing, another unit, shear, no affine or two contradicting ones."""
     rank = len(_shape(header))
     pixdim = header["pixdim"][1 : 1 + rank].astype(float)
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
         raise DgbenchError(f"has voxel spacing {_numbers(pixdim)} mm in its header — every pixdim must be above zero")
-    if header["sform_code"] <= 0:
+    if (unit := int(header["xyzt_units"]) & 7) not in MILLIMETRES:
+        raise DgbenchError(
+            f"gives lengths in {OTHER_UNITS.get(unit, 'an unknown unit')} in its header (xyzt_units {unit}) — write it in mm"
+        )
+    low, high = SPACINGS_MM
+    if pixdim.min() < low or pixdim.max() > high:
+        raise DgbenchError(
+            f"has voxel spacing {_numbers(pixdim)} mm in its header, outside of {low:g} to {high:g} mm — another unit? write it in mm"
+        )
+    has_qform, has_sform = header["qform_code"] > 0, header["sform_code"] > 0
+    if not (has_qform or has_sform):
+        raise DgbenchError(
+            "has no orientation in its header (qform_code and sform_code are 0) — write the affine of its scanner"
+        )
+    if has_qform:
+        _check_qform(header)
+    if not has_sform:
         return
     sform = header["srow"].astype(float)
     axes = sform[:, :rank]
@@ -219,12 +245,24 @@ def _check_geometry(header: np.void) -> None:
         raise DgbenchError(
             f"has two voxel spacings: {_numbers(pixdim)} mm (pixdim) and {_numbers(scale)} mm (sform) — write its affine anew"
         )
-    if header["qform_code"] > 0:
+    if has_qform:
         distance = _largest_displacement(sform, _qform(header, pixdim), _shape(header)[::-1])
         if distance > 0.5 * pixdim.min():
             raise DgbenchError(
                 f"has two affines: qform and sform place its grid up to {distance:.1f} mm apart — write both from the right one"
             )
+
+
+def _check_qform(header: np.void) -> None:
+    """Raise for a quaternion that is no rotation, or an offset that is no place."""
+    length = float(np.square(header["quatern"].astype(float)).sum())
+    if not length <= 1 + QUATERNION_TOLERANCE:
+        raise DgbenchError(
+            f"has the quaternion ({', '.join(f'{value:g}' for value in header['quatern'])}) in its header, which is no rotation "
+            "— write its affine anew"
+        )
+    if not np.isfinite(header["qoffset"]).all():
+        raise DgbenchError("has a non-finite qoffset in its header — write its affine anew")
 
 
 def _qform(header: np.void, pixdim: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -63,9 +63,11 @@ def read_volume(path: Path, *, what: str) -> Volume:
     :func:`dgbench.data.nifti.load_nifti` does.
     """
     nifti = load_nifti(path, what)
-    array = (
-        (nifti.array * np.float64(nifti.slope) + nifti.intercept).astype(np.float32) if nifti.scaled else nifti.array
-    )
+    array = nifti.array
+    if nifti.scaled:
+        with np.errstate(over="ignore"):  # refused with a line of our own
+            array = array * np.float64(nifti.slope) + nifti.intercept
+        array = _float32(array, f"{what} {path}")
     return _canonical(array, path, what)
 
 
@@ -78,7 +80,7 @@ def read_image(case: Case, task: Task) -> tuple[NDArray[np.float32], Grid]:
         )
     what = f"case {case.id}: image"
     volume = _fit(read_volume(case.image, what=what), task.ndim, what)
-    return volume.array.astype(np.float32, copy=False), volume.grid
+    return _float32(volume.array, f"{what} {case.image}"), volume.grid
 
 
 def read_label(case: Case, task: Task, labels: Collection[int]) -> tuple[NDArray[np.uint8], Grid]:
@@ -127,6 +129,17 @@ def grid_difference(first: Grid, second: Grid) -> str | None:
     if shift > GRID_TOLERANCE_MM:
         return f"origin {_tuple(first.origin)} differs from image {_tuple(second.origin)} by {shift:.1f} mm"
     return f"direction {_tuple(first.direction)} differs from image {_tuple(second.direction)}, up to {distance:.1f} mm"
+
+
+def _float32(array: NDArray[Any], what: str) -> NDArray[np.float32]:
+    """``array`` in single precision. Raises DgbenchError for values beyond it, which would become infinite."""
+    with np.errstate(over="ignore"):
+        single: NDArray[np.float32] = array.astype(np.float32, copy=False)
+    if array.dtype == np.float64 and not np.isfinite(single).all():
+        raise DgbenchError(
+            f"{what} has intensities up to {np.abs(array).max():g}, more than 32 bits hold — check its intensity slope and values"
+        )
+    return single
 
 
 def _canonical(array: NDArray[Any], path: Path, what: str) -> Volume:

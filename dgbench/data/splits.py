@@ -65,7 +65,8 @@ def without_validation(split: Split) -> tuple[str, ...]:
 def leave_one_center_out(protocol: Protocol, centers: Mapping[str, Center], heldout: str) -> Split:
     """Train and validate on every other center, test on all cases of ``heldout``.
 
-    Raises DgbenchError for an unknown center or when no source center has enough cases for validation.
+    Raises DgbenchError for an unknown center, one that would be source and held out at once, or when no source center has enough cases for
+    validation.
     """
     if heldout not in protocol.centers:
         raise DgbenchError(
@@ -73,6 +74,11 @@ def leave_one_center_out(protocol: Protocol, centers: Mapping[str, Center], held
         )
     support = tuple(name for name in protocol.support_centers if name in centers)
     sources = tuple(name for name in protocol.centers if name != heldout) + support
+    if heldout in sources or len(set(sources)) != len(sources):
+        raise DgbenchError(
+            f"held-out {heldout}: protocol {protocol.name} makes it a source too, or a source twice ({', '.join(sources)}) "
+            "— name every center once"
+        )
     train: list[str] = []
     validation: list[str] = []
     for name in sources:

@@ -46,10 +46,11 @@ def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:
 
 
 def is_done(plan: RunPlan, folder: FolderPlan) -> bool:
-    """Whether ``folder`` holds a finished run whose evaluation is of the cases as they are now."""
+    """Whether ``folder`` holds a finished run whose evaluation is of the cases as they are now, with rows that can be read."""
     if read_status(folder.folder).state != "done":
         return False
-    return bool(_evaluated_key(folder) == evaluation_identity(plan, folder)["key"])
+    key = evaluation_identity(plan, folder)["key"]
+    return _stored_key(folder.folder / "evaluation") == key and _has_rows(plan, folder)
 
 
 def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
@@ -67,9 +68,19 @@ def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
     return {**record, "key": key_of(record)}
 
 
-def _evaluated_key(folder: FolderPlan) -> str | None:
-    path = folder.folder / "evaluation" / "spec.json"
-    return str(read_json(path)["key"]) if path.is_file() else None
+def _stored_key(folder: Path) -> str | None:
+    """The key of what ``folder`` holds; None where its ``spec.json`` is missing or names none, which is nobody's key."""
+    path = folder / "spec.json"
+    key = read_json(path).get("key") if path.is_file() else None
+    return key if isinstance(key, str) else None
+
+
+def _has_rows(plan: RunPlan, folder: FolderPlan) -> bool:
+    """Whether the rows of a finished evaluation can be read; damaged or missing ones are made again."""
+    try:
+        return len(RunFolder(plan.request.runs, folder.folder, folder.spec).cases()) > 0
+    except DgbenchError:
+        return False
 
 
 def _guarded(folder: FolderPlan, work: Callable[[], None]) -> None:
@@ -107,23 +118,24 @@ def _train(folder: FolderPlan, say: Say) -> None:
 def _prepare_stage_folder(job: TrainJob) -> None:
     """A stage folder of another key (a hand-copied or older one) is never trained on; the key is part of its path, so this is a fault."""
     spec = job.folder / "spec.json"
-    if spec.is_file() and (held := read_json(spec)["key"]) != job.key:
-        raise DgbenchError(f"{job.folder}: holds training {held[:8]}, not {job.key[:8]} — move it away or use --fresh")
+    if spec.is_file() and (held := _stored_key(job.folder)) != job.key:
+        raise DgbenchError(
+            f"{job.folder}: holds training {held[:8] if held else 'without a key'}, not {job.key[:8]} — move it away or use --fresh"
+        )
     write_json(spec, {"key": job.key, **job.identity})
 
 
 def _trained(job: TrainJob) -> bool:
-    spec = job.folder / "spec.json"
-    return read_status(job.folder).state == "done" and spec.is_file() and read_json(spec)["key"] == job.key
+    return read_status(job.folder).state == "done" and _stored_key(job.folder) == job.key
 
 
 def _evaluate(plan: RunPlan, folder: FolderPlan, say: Say) -> None:
     identity = evaluation_identity(plan, folder)
     target = folder.folder / "evaluation"
-    spec = target / "spec.json"
-    if spec.is_file() and read_json(spec)["key"] != identity["key"]:
+    damaged = read_status(target).state == "done" and not _has_rows(plan, folder)
+    if damaged or _stored_key(target) != identity["key"]:
         _empty(target)
-    write_json(spec, identity)
+    write_json(target / "spec.json", identity)
     cases = plan.evaluated(folder)
     shared = None if folder is plan.shared or plan.shared is None else plan.shared.folder / "evaluation"
     if read_status(target).state != "done":

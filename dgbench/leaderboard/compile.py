@@ -9,14 +9,15 @@ seed has no number: the hole is listed with its reason and the command that fill
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.costs import RowCost, RunCost, row_cost
+from dgbench.leaderboard.costs import RunCost, row_cost
+from dgbench.leaderboard.evidence import TableStatistics, table_statistics
 from dgbench.leaderboard.records import (
     OFFICIAL,
     Record,
@@ -28,110 +29,23 @@ from dgbench.leaderboard.records import (
     retarget,
     row_labels,
 )
+from dgbench.leaderboard.results import (
+    AMONG_DETECTED,
+    COUNTS,
+    METRICS,
+    CenterResult,
+    Compiled,
+    Missing,
+    Row,
+    Score,
+    Table,
+)
+from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
-
-BASELINE = "erm"
-"""The method, in its default configuration, that others are compared with."""
-METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
-"""DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
-
-DETECTION = ("sensitivity", "false_positives", "false_positives_lesion_free")
-"""Share of the reference lesions that are found, in [0, 1]; false-positive lesions per held-out case, and per case of the support
-centers."""
-AMONG_DETECTED = ("asd_detected", "hd95_detected", "centroid_detected")
-"""Distances in mm over the cases where both masks hold voxels: no constant of a policy enters."""
-
-COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A metric over seeds: mean and standard deviation (n−1; ``None`` for one seed)."""
-
-    mean: float
-    sd: float | None
-    n_seeds: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class CenterResult:
-    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent."""
-
-    scores: Mapping[str, Score]
-    finished_seeds: tuple[int, ...]
-    counts: Mapping[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
-    known. ``mean`` is empty and ``worst`` ``None``
-    unless every center and seed is there; ``cost`` is None where no run tells of it."""
-
-    label: str
-    method: str
-    version: int
-    config: Mapping[str, Any]
-    modified: bool
-    control: bool
-    imported: bool
-    seeds: tuple[int, ...]
-    centers: Mapping[str, CenterResult]
-    mean: Mapping[str, Score]
-    worst: str | None
-    rank: int | None
-    cost: RowCost | None
-    notes: tuple[str, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether no run is missing."""
-        return bool(self.mean)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it."""
-
-    label: str
-    heldout: str
-    seed: int
-    reason: str
-    command: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed."""
-
-    dgbench: tuple[str, ...]
-    protocol_version: int
-    content: str
-    preset: str
-    ranked: bool
-    data: str
-    centers: tuple[str, ...]
-    seeds: tuple[int, ...]
-    n_cases: Mapping[str, int]
-    n_excluded: Mapping[str, int]
-    rows: tuple[Row, ...]
-    missing: tuple[Missing, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compiled:
-    """All tables of one protocol in one view, newest dgbench and protocol version first; ``problems``: folders that cannot be read."""
-
-    protocol: str
-    kind: Literal["phantom", "patient"]
-    view: View
-    policy: policies.Policy
-    tables: tuple[Table, ...]
-    problems: tuple[str, ...]
 
 
 def resolve_policy(name: str, protocol: Protocol) -> policies.Policy:
@@ -173,7 +87,7 @@ def compile_runs(
     def wanted(spec: RunSpec) -> bool:
         return preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
-    records, problems = read_records(root, protocol.name, view, wanted)
+    records, problems = read_records(root, protocol, view, wanted)
     groups: dict[tuple[str, int, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.updated, reverse=True):
         version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol
@@ -185,9 +99,7 @@ def compile_runs(
         view=view,
         policy=policy,
         tables=tuple(
-            _table(members, protocol, policy, ranked_view=view.official)
-            for key in order
-            for members in comparable_groups(groups[key])
+            _table(members, protocol, policy, view) for key in order for members in comparable_groups(groups[key])
         ),
         problems=tuple(problems),
     )
@@ -201,9 +113,9 @@ class _Result(NamedTuple):
     counts: Mapping[str, int]
 
 
-def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *, ranked_view: bool) -> Table:
+def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, view: View) -> Table:
     records = refuse_partial(records)
-    results, records = _summaries(records, policy)
+    results, records, resolved = _summaries(records, policy)
     rows: dict[RowKey, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
@@ -214,12 +126,14 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *
     baseline = next(
         (_costs(members) for key, members in rows.items() if key.method == BASELINE and not key.modified), None
     )
-    ranked = ranked_view and all(record.spec.protocol.ranked for record in plain) and bool(plain)
+    ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
+    used: dict[str, tuple[str, int]] = {}
     for key, members in rows.items():
         expected = _seeds(members) if key.modified or key.imported else seeds
-        row, holes = _row(key, labels[key], members, results, centers, expected)
+        row, holes, folders = _row(key, labels[key], members, results, centers, expected, view)
+        used |= folders
         row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
         missing += holes
@@ -237,11 +151,15 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, *
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
+        statistics=_statistics(compiled, used, resolved),
     )
 
 
-def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str, _Result], list[Record]]:
-    """The result of each counted run by folder, and the records again: a run that cannot be averaged is no longer counted."""
+def _summaries(
+    records: list[Record], policy: policies.Policy
+) -> tuple[dict[str, _Result], list[Record], "pd.DataFrame | None"]:
+    """The result of each counted run by folder, the records again (a run that cannot be averaged is no longer counted), and the resolved
+    case rows of all runs."""
     resolved, reasons = _resolve({record.folder: record.rows for record in records if record.rows is not None}, policy)
     lines: dict[str, dict[Any, Any]] = {}
     if resolved is not None:
@@ -257,9 +175,10 @@ def _summaries(records: list[Record], policy: policies.Policy) -> tuple[dict[str
             reasons[record.folder] = f"no case left to average: policy {policy.name} excludes all {int(line['n'])}"
         else:
             results[record.folder] = _Result(record, means, {count: int(line[count]) for count in COUNTS})
-    return results, [
+    counted = [
         record.without_rows(reasons[record.folder]) if record.folder in reasons else record for record in records
     ]
+    return results, counted, resolved
 
 
 def _detection(record: Record, line: Mapping[str, Any]) -> dict[str, float]:
@@ -300,7 +219,9 @@ def _row(
     results: Mapping[str, _Result],
     centers: Sequence[str],
     seeds: Sequence[int],
-) -> tuple[Row, list[Missing]]:
+    view: View,
+) -> tuple[Row, list[Missing], dict[str, tuple[str, int]]]:
+    """The row, its holes, and the folders it is made of with its label and their seeds."""
     notes: list[str] = []
     missing: list[Missing] = []
     finished: dict[str, dict[int, _Result]] = {center: {} for center in centers}
@@ -341,11 +262,31 @@ def _row(
         notes=(
             *_stamps(members),
             *_count_notes(results_by_center),
+            *(() if key.imported else _threshold_notes(finished, view)),
             *notes,
             *(record.cost for record in members if isinstance(record.cost, str)),
         ),
     )
-    return row, missing
+    folders = {result.record.folder: (label, seed) for seeds in finished.values() for seed, result in seeds.items()}
+    return row, missing, folders
+
+
+def _statistics(
+    rows: Sequence[Row], used: Mapping[str, tuple[str, int]], resolved: "pd.DataFrame | None"
+) -> TableStatistics | None:
+    """Of complete rows that were trained with the preset as it is; control rows are compared and take no rank."""
+    complete = {row.label: row for row in rows if row.complete and not (row.modified or row.imported)}
+    if resolved is None or not complete:
+        return None
+    folders = {folder: cell for folder, cell in used.items() if cell[0] in complete}
+    cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
+    cases = cases.assign(
+        method=cases["folder"].map(lambda folder: folders[folder][0]),
+        seed=cases["folder"].map(lambda folder: folders[folder][1]),
+    )
+    baseline = next((label for label, row in complete.items() if row.method == BASELINE), None)
+    ranked = [label for label, row in complete.items() if not row.control]
+    return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)
 
 
 def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:
@@ -407,6 +348,18 @@ def _count_notes(centers: Mapping[str, CenterResult]) -> list[str]:
         total.update(result.counts)
     words = {"n_empty_prediction": "empty predictions", "n_failed": "failed cases"}
     return [f"{text} {total[count]}/{total['n']}" for count, text in words.items() if total[count]]
+
+
+def _threshold_notes(finished: Mapping[str, Mapping[int, _Result]], view: View) -> list[str]:
+    """What a rule chose, by center and in the order of the seeds."""
+    if not isinstance(view.threshold, str):
+        return []
+    chosen = {
+        center: "/".join(f"{result.record.threshold:g}" for result in seeds.values())
+        for center, seeds in finished.items()
+        if seeds
+    }
+    return [f"thresholds {', '.join(f'{center} {values}' for center, values in chosen.items())}"] if chosen else []
 
 
 def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:

@@ -88,7 +88,7 @@ def read_run_cost(run: RunFolder) -> RunCost | None:
                 f"torch {ran.torch}",
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
 
 

@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
+from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.tables import BANNERS, REPORTED, describe_policy, printable
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
+from dgbench.leaderboard.sheets import BANNERS, REPORTED, describe_policy, printable
+from dgbench.leaderboard.statistics import Difference
 
 
 def to_json(compiled: Compiled, published: Published | None = None) -> str:
@@ -19,7 +21,7 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
     content: dict[str, Any] = {
         "data": BANNERS[compiled.kind],
         "protocol": compiled.protocol,
-        "view": {**asdict(view), "official": view.official, "oracle_roi": view.oracle},
+        "view": {**asdict(view), "official": view.official, "oracle": view.oracle},
         "policy": asdict(compiled.policy),
         "units": {
             **{metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in (*METRICS, *AMONG_DETECTED)},
@@ -46,6 +48,8 @@ def _row_json(row: Row) -> dict[str, Any]:
 CSV_COLUMNS = (
     *("status", "rank", "method", "center", "seeds", "n", "n_excluded", "n_empty_prediction", "n_failed"),
     *(name for metric in (*METRICS, *AMONG_DETECTED, *DETECTION) for name in (metric, f"{metric}_sd")),
+    *("evidence", "difference", "difference_low", "difference_high", "p_holm", "effect_size"),
+    *("rank_low", "rank_high", "p_best", "tier"),
     *("dgbench", "protocol_version", "preset", "data", "notes", "command"),
 )
 
@@ -53,12 +57,13 @@ CSV_COLUMNS = (
 def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     """One line per row and center, one per row for its mean, one per missing run and per reported number; comment lines first.
 
-    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, imported, incomplete, missing or reported.
+    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, imported, incomplete, missing or reported. ``difference``
+    is that of DSC to the baseline, at the center or of the mean.
     """
     view = compiled.view
     text = io.StringIO()
     text.write(f"# {BANNERS[compiled.kind]}\n# protocol {compiled.protocol}, setting {view.setting}, ")
-    text.write(f"threshold {view.threshold:g}, checkpoint {view.checkpoint}\n")
+    text.write(f"threshold {view.threshold_text}, checkpoint {view.checkpoint}\n")
     text.write(f"# {describe_policy(compiled.policy)}\n")
     text.writelines(f"# unreadable, not counted: {printable(problem)}\n" for problem in compiled.problems)
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
@@ -66,7 +71,7 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     for table in compiled.tables:
         common = {"dgbench": " ".join(table.dgbench), "protocol_version": table.protocol_version}
         common |= {"preset": table.preset, "data": table.data}
-        writer.writerows({**common, **line} for row in table.rows for line in _csv_rows(row))
+        writer.writerows({**common, **line} for row in table.rows for line in _csv_rows(row, table.statistics))
         for hole in table.missing:
             missing = {"status": "missing", "method": hole.label, "center": hole.heldout, "seeds": hole.seed}
             writer.writerow({**common, **missing, "notes": printable(hole.reason), "command": printable(hole.command)})
@@ -84,14 +89,30 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     return text.getvalue()
 
 
-def _csv_rows(row: Row) -> Iterable[dict[str, Any]]:
-    status = "incomplete" if not row.complete else "imported" if row.imported else "ranked" if row.rank else "unranked"
+def _csv_rows(row: Row, statistics: TableStatistics | None) -> Iterable[dict[str, Any]]:
+    status = "imported" if row.imported else "ranked" if row.rank else "unranked"
+    status = status if row.complete else "incomplete"
+    one = statistics.comparisons.get(row.label) if statistics else None
+    place = statistics.standings.get(row.label) if statistics else None
     shared = {"status": status, "rank": row.rank, "method": row.label, "seeds": " ".join(map(str, row.seeds))}
     for center, result in row.centers.items():
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
-        yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), "notes": gap}
+        difference = _csv_difference(one.centers[center]) if one else {}
+        yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), **difference, "notes": gap}
     if row.complete:
-        yield {**shared, "center": "mean", **_csv_scores(row.mean), "notes": "; ".join(row.notes)}
+        found: dict[str, Any] = {"evidence": statistics.evidence} if statistics and not row.imported else {}
+        if one:
+            found |= {**_csv_difference(one.overall), "p_holm": one.p_holm, "effect_size": one.effect_size}
+        if place:
+            low, high = place.rank_interval or (None, None)
+            found |= {"rank_low": low, "rank_high": high, "p_best": place.p_best, "tier": place.tier}
+        yield {**shared, "center": "mean", **_csv_scores(row.mean), **found, "notes": "; ".join(row.notes)}
+
+
+def _csv_difference(difference: Difference) -> dict[str, Any]:
+    """In points; the bounds are empty where the evidence carries no interval."""
+    low, high = (None, None) if difference.interval is None else (f"{100 * bound:.4f}" for bound in difference.interval)
+    return {"difference": f"{100 * difference.mean:.4f}", "difference_low": low, "difference_high": high}
 
 
 def _csv_scores(scores: Mapping[str, Score]) -> dict[str, Any]:

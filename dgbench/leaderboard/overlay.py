@@ -15,7 +15,7 @@ import numpy as np
 from dgbench.atomic import replacing
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.records import OFFICIAL
-from dgbench.leaderboard.tables import BANNERS
+from dgbench.leaderboard.sheets import BANNERS
 from dgbench.store.folder import RunFolder
 from dgbench.store.slices import CaseSlice, Mask, slice_file
 

@@ -40,11 +40,13 @@ class Reported(Frozen):
 
 
 class Published(Frozen):
-    """The tables of one paper. ``counterparts`` names the table that answers each setting of a leaderboard."""
+    """The tables of one paper. ``protocols`` are those whose leaderboards it may stand beside; ``counterparts`` names the table that
+    answers each setting of such a leaderboard."""
 
     name: str
     source: str
     kind: Literal["phantom", "patient"]
+    protocols: tuple[str, ...]
     centers: tuple[str, ...]
     counterparts: dict[str, str]
     remarks: tuple[str, ...]

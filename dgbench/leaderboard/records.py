@@ -6,10 +6,12 @@ view asked for. Everything else stays visible as a record with a reason.
 
 import json
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -18,7 +20,8 @@ from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
-from dgbench.protocol import one_line
+from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
+from dgbench.protocol import Protocol, one_line
 from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 
 if TYPE_CHECKING:
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Which of the stored rows a table is made of, and which policy resolves undefined values."""
+    """Which of the stored rows a table is made of, and which policy resolves undefined values; ``threshold`` may be a rule that chooses one
+    for every run."""
 
     setting: str = "F-Seg"
-    threshold: float = 0.5
+    threshold: float | Rule = OFFICIAL_THRESHOLD
     checkpoint: str = "source-val"
     policy: str = "default"
 
@@ -41,11 +45,22 @@ class View:
 
     @property
     def oracle(self) -> bool:
-        """Whether the ROI comes from the reference label, so that the setting is informed by the held-out center."""
-        return self.setting.endswith("-Mask")
+        """Whether the view is informed by the held-out center: the ROI comes from its label, or the threshold was chosen on it."""
+        return self.setting.endswith("-Mask") or self.threshold in TARGET_INFORMED
+
+    @property
+    def threshold_text(self) -> str:
+        """The threshold or the name of its rule."""
+        return self.threshold if isinstance(self.threshold, str) else f"{self.threshold:g}"
 
 
 OFFICIAL = View()
+
+TEXTS = ("case", "center", "stage", "setting", "checkpoint")
+FLAGS = ("failed", "empty_reference", "empty_prediction")
+FRACTIONS = ("threshold", "dsc", "nsd")
+NUMBER_KINDS = {"integer", "floating", "mixed-integer-float"}
+"""What raw columns hold (those named ``n_…`` counts, all others lengths and volumes), and how pandas calls numbers."""
 
 
 class _Evaluated(BaseModel):
@@ -58,8 +73,9 @@ class _Evaluated(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run. ``rows`` are its held-out case rows in the view; they are absent exactly where ``reason`` says why. ``lesion_free`` are
-    those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why that is not known.
+    """One run. ``rows`` are its held-out case rows in the view, at ``threshold``; they are absent exactly where ``reason`` says why.
+    ``lesion_free`` are those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why
+    that is not known.
 
     ``data`` names the data it depends on: runs that give one name different identities are not comparable.
     """
@@ -71,6 +87,7 @@ class Record:
     reason: str | None = None
     rows: "pd.DataFrame | None" = None
     lesion_free: "pd.DataFrame | None" = None
+    threshold: float | None = None
     cost: RunCost | str | None = None
 
     def without_rows(self, reason: str) -> "Record":
@@ -79,38 +96,40 @@ class Record:
 
 
 def read_records(
-    root: Path, protocol: str, view: View, keep: Callable[[RunSpec], bool]
+    root: Path, protocol: Protocol, view: View, keep: Callable[[RunSpec], bool]
 ) -> tuple[list[Record], list[str]]:
     """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
 
-    The shared pancreas runs are no rows of a leaderboard. Imported prediction sets have one mask per case: they stand in every view of the
-    official setting and in no other. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
+    The shared pancreas runs are rows in the settings of their own stages alone. Imported prediction sets have one mask per case: they stand
+    in every view of the official setting and in no other. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
     """
     problems: list[str] = []
 
     def note(path: Path, error: DgbenchError) -> None:
-        if path.relative_to(root).parts[0] == protocol:
+        if path.relative_to(root).parts[0] == protocol.name:
             problems.append(_below(root, error))
 
+    shared = view.setting in [protocol.stages[stage].code for stage in protocol.shared_stages]
     specs = ((run, run.spec) for run in iter_runs(root, note))
     runs = [
         run
         for run, spec in specs
-        if spec.protocol.name == protocol and spec.method.name != SHARED_METHOD and keep(spec)
+        if spec.protocol.name == protocol.name and (spec.method.name == SHARED_METHOD) == shared and keep(spec)
         if not spec.method.imported or view.setting == OFFICIAL.setting
     ]
-    only = replace(OFFICIAL, checkpoint=IMPORTED)
-    return [_record(run, only if run.spec.method.imported else view) for run in runs], problems
+    one_mask = replace(OFFICIAL, checkpoint=IMPORTED)
+    return [_record(run, one_mask if run.spec.method.imported else view, protocol) for run in runs], problems
 
 
-def _record(run: RunFolder, view: View) -> Record:
+def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
     spec = run.spec
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
-            return record.without_rows(_state(status))
+            progress = f", {_trained(run):.0%} trained" if status.state in ("running", "interrupted") else ""
+            return record.without_rows(_state(status, progress))
         if not (run.evaluation / "status.json").exists():
             return record.without_rows("evaluation missing")
         evaluation = read_status(run.evaluation)
@@ -123,7 +142,7 @@ def _record(run: RunFolder, view: View) -> Record:
             return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
-        return _select(replace(record, cost=_cost(run)), run.cases(), view)
+        return _select(replace(record, cost=_cost(run)), run.cases(), view, protocol)
     except DgbenchError as error:
         return record.without_rows(_below(run.root, error))
     except ValidationError as error:
@@ -138,8 +157,24 @@ def _cost(run: RunFolder) -> RunCost | str | None:
         return _below(run.root, error)
 
 
-def _state(status: Status) -> str:
-    return f"{status.state}: {status.reason}" if status.reason else status.state
+def _trained(run: RunFolder) -> float:
+    """Share of the training of a run's own stages that is done, in [0, 1]; every stage counts the same."""
+    shares = []
+    for stage in run.own_stages:
+        folder = run.stage_folder(stage)
+        log, spec = folder / "steps.jsonl", folder / "spec.json"
+        if read_status(folder).state == "done":
+            shares.append(1.0)
+        else:
+            steps = read_json(spec).get("steps") if log.is_file() and spec.is_file() else None
+            known = isinstance(steps, int) and steps > 0
+            shares.append(min(1.0, log.read_bytes().count(b"\n") / steps) if steps and known else 0.0)
+    return fmean(shares) if shares else 0.0
+
+
+def _state(status: Status, progress: str = "") -> str:
+    state = f"{status.state}{progress}"
+    return f"{state}: {status.reason}" if status.reason else state
 
 
 def _below(root: Path, error: DgbenchError) -> str:
@@ -147,31 +182,65 @@ def _below(root: Path, error: DgbenchError) -> str:
     return str(error).replace(f"{root}/", "")
 
 
-def _select(record: Record, cases: "pd.DataFrame", view: View) -> Record:
+def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protocol) -> Record:
     """The record with its held-out rows in ``view``, or with the reason why it has none."""
     import numpy as np
 
     lacking = [column for column in RAW_COLUMNS if column not in cases]
     if lacking:
         return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
+    if misfit := _misfit(cases):
+        return record.without_rows(f"evaluation is damaged: {misfit}")
+    where = {"setting": view.setting, "checkpoint": view.checkpoint, "heldout": record.spec.heldout}
+    threshold = choose_threshold(view.threshold, cases, **where, protocol=protocol)
+    wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
     chosen = (cases["role"] == "held-out").to_numpy()
     free = (cases["role"] == "lesion-free").to_numpy()
     matches = {
         "setting": cases["setting"] == view.setting,
         "checkpoint": cases["checkpoint"] == view.checkpoint,
-        "threshold": np.isclose(cases["threshold"], view.threshold, atol=1e-6),
+        "threshold": np.isclose(cases["threshold"].astype(float), threshold, atol=1e-6),
     }
     for column, match in matches.items():
         before, chosen = chosen, chosen & np.asarray(match)
         free = free & np.asarray(match)
         if not chosen.any():
             known = ", ".join(map(str, sorted(set(cases[column][before])))) or "no held-out rows"
-            return record.without_rows(f"evaluation holds no {column} {getattr(view, column)} (stored: {known})")
+            return record.without_rows(f"evaluation holds no {column} {wanted[column]} (stored: {known})")
     rows = cases.loc[chosen, list(RAW_COLUMNS)]
     twice = rows["case"].duplicated()
     if twice.any():
         return record.without_rows(f"evaluation holds case {rows['case'][twice].iloc[0]} more than once")
-    return replace(record, rows=rows, lesion_free=cases.loc[free, list(RAW_COLUMNS)] if free.any() else None)
+    lesion_free = cases.loc[free, list(RAW_COLUMNS)] if free.any() else None
+    return replace(record, rows=rows, lesion_free=lesion_free, threshold=threshold)
+
+
+def _misfit(cases: "pd.DataFrame") -> str | None:
+    """What no evaluation wrote: a raw column of another type, or a value that is no measurement. Undefined ones are a policy's business."""
+    import pandas as pd
+
+    for column in RAW_COLUMNS:
+        kind = pd.api.types.infer_dtype(cases[column], skipna=True)
+        holes = int(cases[column].isna().sum())
+        if holes and column in (*TEXTS, "threshold"):
+            return f"{holes} rows without {column}"
+        wanted, kinds = ("text", {"string"}) if column in TEXTS else ("numbers", NUMBER_KINDS)
+        if column in FLAGS:
+            wanted, kinds = "true or false", {"boolean"}
+        if kind not in {*kinds, "empty"}:
+            return f"{column} holds {kind} values, expected {wanted}"
+        if column in TEXTS or column in FLAGS:
+            continue
+        values = cases[column].astype("float64").dropna()
+        highest, fitting = (
+            (1, "from 0 to 1") if column in FRACTIONS else (sys.float_info.max, "finite and not negative")
+        )
+        fits = values.between(0, highest)
+        if column.startswith("n_"):
+            fits, fitting = fits & (values % 1 == 0), "a count"
+        if not fits.all():
+            return f"{column} {values[~fits].iloc[0]:g} is not {fitting}"
+    return None
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:
@@ -211,7 +280,7 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     """A run's command line with another held-out center and seed."""
     words: list[str] = []
     skip = False
-    for word in shlex.split(command):
+    for word in _words(command):
         option, _, value = word.partition("=")
         if skip or option in ("--heldout", "--seed"):
             skip = not skip and not value
@@ -220,9 +289,17 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
 
 
+def _words(command: str) -> list[str]:
+    """The words of a command line; of one that a hand spoiled (an open quote), what stands between spaces."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def preset_overrides(command: str) -> tuple[str, ...]:
     """The ``--set preset.…`` assignments of a run's command line, sorted: what a modified preset was changed to."""
-    words = shlex.split(command)
+    words = _words(command)
     assignments = [value for option, value in pairwise(words) if option == "--set"]
     assignments += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
     return tuple(sorted(value for value in assignments if value.startswith("preset.")))

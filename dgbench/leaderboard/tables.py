@@ -1,84 +1,32 @@
-"""Compiled leaderboards and single runs as sheets of text, for terminals and for Markdown.
+"""Compiled leaderboards as sheets. The first line of every page says whether the numbers come from the phantom or from patients."""
 
-The first line of every page says whether the numbers come from the phantom or from patients. A cell without a number says why.
-"""
+from collections.abc import Sequence
 
-import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from dgbench.errors import DgbenchError
-from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import (
-    AMONG_DETECTED,
-    BASELINE,
-    DETECTION,
-    METRICS,
-    Compiled,
-    Row,
-    Score,
-    Table,
-    resolve_policy,
-)
+from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published, Reported
-from dgbench.protocol import Protocol
-from dgbench.store.folder import RunSpec
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table
+from dgbench.leaderboard.sheets import (
+    BANNERS,
+    BLANK,
+    HEADERS,
+    NOTES,
+    REPORTED,
+    UNDEFINED,
+    UNITS,
+    Sheet,
+    describe_policy,
+    number,
+    points,
+)
+from dgbench.leaderboard.statistics import BASELINE, Difference, Evidence
+from dgbench.leaderboard.thresholds import TARGET_INFORMED
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from rich.console import RenderableType
-
-BANNERS = {"phantom": "PHANTOM DATA — not patient data", "patient": "Patient data"}
-REPORTED = "REPORTED in the literature on patient data — not run by dgbench, never ranked with its rows"
-UNITS = "DSC and NSD in points (0–100), distances in mm; ± is the standard deviation over seeds"
-HEADERS = {"dsc": "DSC", "nsd": "NSD", "asd": "ASD", "hd95": "HD95", "centroid": "centroid"}
-UNDEFINED = "undefined"
-NOTES = "notes"
-BLANK = "–"
-"""In a row whose notes say why: not ranked, or incomplete."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """Lines of text, a table of text cells, more lines.
-
-    ``numeric`` columns are right-aligned, ``code`` columns hold commands. A column :data:`NOTES` is the last one, and then the second
-    column names the row.
-    """
-
-    heading: tuple[str, ...]
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    footer: tuple[str, ...] = ()
-    numeric: frozenset[str] = frozenset()
-    code: frozenset[str] = frozenset()
-
-
-def points(value: float) -> str:
-    """A value in [0, 1] in points, one decimal."""
-    return f"{100 * value:.1f}"
-
-
-def number(metric: str, score: Score | None) -> str:
-    """A score as text: points for DSC and NSD, mm else; with its spread where there are several seeds."""
-    if score is None:
-        return UNDEFINED
-    scale = 100 if metric in policies.OVERLAPS else 1
-    spread = "" if score.sd is None else f" ± {scale * score.sd:.1f}"
-    return f"{scale * score.mean:.1f}{spread}"
-
-
-def describe_policy(policy: policies.Policy) -> str:
-    """One line that says what counts for what."""
-    centroid = (
-        "centroid over detected cases only" if policy.centroid_mm is None else f"centroid {policy.centroid_mm:g} mm"
-    )
-    reference = "are excluded" if policy.exclude_empty_reference else "count as empty predictions"
-    return (
-        f"policy {policy.name}: an empty prediction or failed case counts as DSC 0, NSD 0, ASD {policy.asd_mm:g} mm, "
-        f"HD95 {policy.hd95_mm:g} mm, {centroid}; cases without a reference lesion {reference}"
-    )
+EVIDENCE = {
+    Evidence.SMOKE: "smoke — one or two seeds show that methods run; three make a row with intervals, five a claim",
+    Evidence.ROW: "row — three or four seeds carry intervals, no p; five make a claim",
+    Evidence.CLAIM: "claim — five seeds or more",
+}
+"""What so many seeds permit one to say."""
 
 
 def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -> list[Sheet]:
@@ -86,14 +34,16 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
     sheets: list[Sheet] = []
     for position, table in enumerate(compiled.tables, start=1):
         sheets.append(_table_sheet(compiled, table, position))
-        if any(row.imported for row in table.rows):
-            sheets.append(_imported_sheet(table))
+        if table.statistics is not None:
+            sheets += _statistics_sheets(table, table.statistics)
         if any(row.complete and not row.imported for row in table.rows):
             sheets.append(_detection_sheet(table))
         if any(row.cost for row in table.rows):
             sheets.append(_cost_sheet(table))
+        if any(row.imported for row in table.rows):
+            sheets.append(_imported_sheet(table))
         if table.missing:
-            sheets.append(_missing_sheet(table))
+            sheets.append(missing_sheet(table))
     if not sheets:
         start = f"no runs yet — start with: dgbench run --protocol {compiled.protocol} --method erm --heldout CENTER"
         sheets.append(Sheet(heading=(BANNERS[compiled.kind], f"Leaderboard {compiled.protocol}: {start}")))
@@ -114,7 +64,7 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
     )
     rows = [
         (
-            str(row.rank or BLANK),
+            _rank_cell(table, row),
             row.label,
             *(_center_cell(table, row, center) for center in table.centers),
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
@@ -136,35 +86,80 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
     )
 
 
-def _imported_sheet(table: Table) -> Sheet:
-    """Prediction sets of systems that were not trained under the protocol, by mean DSC."""
-    metrics, counted = METRICS[1:], DETECTION[:2]
+def _rank_cell(table: Table, row: Row) -> str:
+    """The rank; with too few seeds to know its interval it is marked."""
+    if row.rank is None:
+        return BLANK
+    smoke = table.statistics is not None and not table.statistics.evidence.has_interval
+    return f"{row.rank} ({Evidence.SMOKE})" if smoke else str(row.rank)
+
+
+def _statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
+    """Differences to the baseline and standings, then ranks under other schemes and metrics."""
     columns = (
-        *("training", "system", *(f"DSC {center}" for center in table.centers), "mean DSC"),
-        *(*(HEADERS[metric] for metric in metrics), "sensitivity", "FP per case", "cost", "seeds", NOTES),
+        *("method", f"DSC − {BASELINE}", *(f"at {center}" for center in table.centers)),
+        *("p (Holm)", "effect size", "rank", "rank interval", "P(best)", "tier"),
     )
-    rows = [
-        (
-            *("not ours", row.label),
-            *(_center_cell(table, row, center) for center in table.centers),
-            number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
-            *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
-            *(_detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
-            *("unknown", ", ".join(map(str, row.seeds)), "; ".join(row.notes)),
+    lines = []
+    for row in table.rows:
+        one, place = found.comparisons.get(row.label), found.standings.get(row.label)
+        if one is None and place is None:
+            continue
+        centers = one.centers if one else {}
+        lines.append(
+            (
+                row.label,
+                _difference(one.overall) if one else "baseline" if row.method == BASELINE else BLANK,
+                *(_difference(centers[name]) if name in centers else BLANK for name in table.centers),
+                BLANK if one is None or one.p_holm is None else f"{one.p_holm:.3f}",
+                BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",
+                str(place.rank) if place else BLANK,
+                "–".join(map(str, place.rank_interval)) if place and place.rank_interval else BLANK,
+                BLANK if place is None or place.p_best is None else f"{place.p_best:.2f}",
+                str(place.tier) if place and place.tier else BLANK,
+            )
         )
-        for row in table.rows
-        if row.imported
+    sheets = [
+        Sheet(
+            heading=(
+                f"Evidence: {EVIDENCE[found.evidence]}",
+                "difference of mean DSC in points with its 95 % interval (two-way bootstrap over seeds and patients, docs/statistics.md); "
+                "effect size: Cohen's d_z over patients; rank 1 is best, control rows have none",
+            ),
+            columns=columns,
+            rows=tuple(lines),
+            footer=found.notes,
+            numeric=frozenset(columns) - {"method"},
+        )
     ]
-    return Sheet(
-        heading=(
-            "Imported prediction sets: masks of systems that were not trained under this protocol, never ranked with rows that were",
-            "one mask per case: setting F-Seg, no threshold and no checkpoint to choose, whatever the view above; what they were trained "
-            "on, with which budget and at what cost is not known here",
-        ),
-        columns=columns,
-        rows=tuple(rows),
-        numeric=frozenset(columns) - {"training", "system", "cost", NOTES},
-    )
+    if found.robustness:
+        methods = [row.label for row in table.rows if row.label in found.standings]
+        sheets.append(
+            Sheet(
+                heading=("Ranks under other schemes and metrics; Kendall's τ with the official ranks (first line)",),
+                columns=("metric", "scheme", *methods, "τ"),
+                rows=tuple(
+                    (
+                        HEADERS[one.metric],
+                        one.scheme,
+                        *(str(one.ranks[method]) for method in methods),
+                        BLANK if one.tau is None else f"{one.tau:+.2f}",
+                    )
+                    for one in found.robustness
+                ),
+                numeric=frozenset({*methods, "τ"}),
+            )
+        )
+    return sheets
+
+
+def _difference(difference: Difference) -> str:
+    """In points, with its interval where there is one."""
+    mean = f"{100 * difference.mean:+.1f}"
+    if difference.interval is None:
+        return mean
+    low, high = (100 * bound for bound in difference.interval)
+    return f"{mean} [{low:+.1f}, {high:+.1f}]"
 
 
 def _detection_sheet(table: Table) -> Sheet:
@@ -230,6 +225,37 @@ def _cost_sheet(table: Table) -> Sheet:
     )
 
 
+def _imported_sheet(table: Table) -> Sheet:
+    """Prediction sets of systems that were not trained under the protocol, by mean DSC."""
+    metrics, counted = METRICS[1:], DETECTION[:2]
+    columns = (
+        *("training", "system", *(f"DSC {center}" for center in table.centers), "mean DSC"),
+        *(*(HEADERS[metric] for metric in metrics), "sensitivity", "FP per case", "cost", "seeds", NOTES),
+    )
+    rows = [
+        (
+            *("not ours", row.label),
+            *(_center_cell(table, row, center) for center in table.centers),
+            number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
+            *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
+            *(_detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
+            *("unknown", ", ".join(map(str, row.seeds)), "; ".join(row.notes)),
+        )
+        for row in table.rows
+        if row.imported
+    ]
+    return Sheet(
+        heading=(
+            "Imported prediction sets: masks of systems that were not trained under this protocol, never ranked with rows that were",
+            "one mask per case: setting F-Seg, no threshold and no checkpoint to choose, whatever the view above; what they were trained "
+            "on, with which budget and at what cost is not known here",
+        ),
+        columns=columns,
+        rows=tuple(rows),
+        numeric=frozenset(columns) - {"training", "system", "cost", NOTES},
+    )
+
+
 def _detection_cell(metric: str, score: Score | None) -> str:
     """Points for the sensitivity, two decimals for counts, one for mm."""
     if score is None:
@@ -252,7 +278,7 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
         BANNERS[compiled.kind],
         f"Leaderboard {compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
         f"setting {view.setting}, "
-        f"threshold {view.threshold:g}, checkpoint {view.checkpoint}",
+        f"threshold {view.threshold_text}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
         f"dgbench {', '.join(table.dgbench)}; seeds {', '.join(map(str, table.seeds))}; cases {cases}; {_troubles(table)}; "
         f"data {table.data}",
@@ -277,7 +303,11 @@ def _troubles(table: Table) -> str:
 
 
 def _standing(compiled: Compiled, table: Table) -> str:
-    oracle = "oracle ROI: the held-out label places the crop. " if compiled.view.oracle else ""
+    roi = "oracle ROI: the held-out label places the crop. " if compiled.view.setting.endswith("-Mask") else ""
+    threshold = (
+        "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
+    )
+    oracle = roi + threshold
     if not compiled.view.official:
         return f"{oracle}A view, not ranked; the official ranking is F-Seg, threshold 0.5, source-val, default policy"
     if not table.ranked:
@@ -295,11 +325,15 @@ def _center_cell(table: Table, row: Row, center: str) -> str:
     return reasons[0].partition(":")[0]
 
 
-def _missing_sheet(table: Table) -> Sheet:
+def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None = None) -> Sheet:
+    """The holes of ``table`` with their reasons and the commands that fill them; only those of ``methods`` if given."""
+    labels = {row.label for row in table.rows if methods is None or row.method in methods}
+    missing = [hole for hole in table.missing if hole.label in labels]
+    where = f" in {setting}" if setting else ""
     return Sheet(
-        heading=(f"Missing runs ({len(table.missing)}); no row is averaged around them",),
+        heading=(f"Missing runs{where} ({len(missing)}); no row is averaged around them",),
         columns=("method", "held-out", "seed", "reason", "command"),
-        rows=tuple((hole.label, hole.heldout, str(hole.seed), hole.reason, hole.command) for hole in table.missing),
+        rows=tuple((hole.label, hole.heldout, str(hole.seed), hole.reason, hole.command) for hole in missing),
         numeric=frozenset({"seed"}),
         code=frozenset({"command"}),
     )
@@ -338,164 +372,3 @@ def _reported_row(row: Reported, centers: Sequence[str]) -> tuple[str, ...]:
         *(cost or ("not reported",) * 3),
         row.note or "",
     )
-
-
-def run_settings(protocol: Protocol) -> dict[str, str]:
-    """The settings of a protocol in the order of inference, with what each is: shared stages by their code, the others as `Seg` and
-    `Mask`."""
-    own = {name: stage for name, stage in protocol.stages.items() if name not in protocol.shared_stages}
-    shared = {protocol.stages[name].code: name for name in protocol.shared_stages}
-    seg = {f"{stage.code}-Seg": name for name, stage in own.items()}
-    mask = {f"{stage.code}-Mask": f"{name}; oracle ROI" for name, stage in own.items()}
-    words = {**shared, **seg, **mask}
-    return {setting: name.replace("-", ", ") for setting, name in words.items()}
-
-
-def run_table(
-    cases: "pd.DataFrame",
-    *,
-    spec: RunSpec,
-    protocol: Protocol,
-    threshold: float = 0.5,
-    checkpoint: str = "source-val",
-    policy: str = "default",
-) -> Sheet:
-    """What one run achieved: a line per setting, means over the cases of the held-out center, source-validation DSC beside.
-
-    Args:
-        cases: raw rows of the run's evaluation, with those of its shared pancreas run where they exist.
-        spec: the run's spec; names method, held-out center, seed and preset in the heading.
-        protocol: the protocol, for its metric constants.
-        threshold: the threshold of the tumor rows; pancreas rows are always taken at 0.5.
-        checkpoint: ``source-val`` or ``last-step``.
-        policy: ``default`` or ``paper``.
-
-    Raises:
-        DgbenchError: the policy is unknown, or ``cases`` holds no such rows or lacks a column or a value.
-    """
-    import numpy as np
-
-    rule = resolve_policy(policy, protocol)
-    shared = [protocol.stages[name].code for name in protocol.shared_stages]
-    wanted = np.where(cases["setting"].isin(shared), 0.5, threshold)
-    rows = cases[(cases["checkpoint"] == checkpoint) & np.isclose(cases["threshold"], wanted, atol=1e-6)]
-    if rows.empty:
-        raise DgbenchError(
-            f"evaluation holds no rows for checkpoint {checkpoint}, threshold {threshold:g} — evaluate the run again"
-        )
-    resolved = policies.apply_policy(rows, rule)
-    summary = policies.summarise(resolved, by=["setting", "role", "center"]).to_dict("records")
-    columns = ("stage", "setting", "DSC", "ASD", "HD95", "centroid", "cases", "source-val DSC", NOTES)
-    lines = []
-    for setting, stage in run_settings(protocol).items():
-        held = [line for line in summary if line["setting"] == setting and line["role"] == "held-out"]
-        source = [line["dsc_mean"] for line in summary if line["setting"] == setting and line["role"] == "source-val"]
-        for line in held:
-            fallback = rows["roi"][(rows["setting"] == setting) & (rows["role"] == "held-out")].str.startswith(
-                "fallback"
-            )
-            metrics = ("asd", "hd95", "centroid")
-            lines.append(
-                (
-                    *(
-                        stage,
-                        setting,
-                        _mean(100 * line["dsc_mean"]),
-                        *(_mean(line[f"{metric}_mean"]) for metric in metrics),
-                    ),
-                    *(str(line["n"]), _mean(100 * sum(source) / len(source)) if source else "not evaluated"),
-                    _run_notes(line, int(fallback.sum())),
-                )
-            )
-    preset = spec.protocol
-    stamp = ", ".join(preset.stamps)
-    return Sheet(
-        heading=(
-            BANNERS[spec.protocol.kind],
-            f"{spec.method.name}, held-out {spec.heldout}, seed {spec.seed}; protocol {preset.name} version {preset.version}, "
-            f"preset {preset.preset}{f' ({stamp})' if stamp else ''}; threshold {threshold:g}, checkpoint {checkpoint}",
-            describe_policy(rule),
-            "DSC in points (0–100), distances in mm; source-val DSC: equal-weight mean over the source centers",
-        ),
-        columns=columns,
-        rows=tuple(lines),
-        numeric=frozenset(columns) - {"stage", "setting", NOTES},
-    )
-
-
-def _mean(value: float) -> str:
-    return UNDEFINED if math.isnan(value) else f"{value:.1f}"
-
-
-def _run_notes(line: Mapping[Hashable, Any], fallback: int) -> str:
-    words = {
-        "empty predictions": line["n_empty_prediction"],
-        "failed": line["n_failed"],
-        "excluded, no lesion": line["n_excluded"],
-        "fallback ROI": fallback,
-    }
-    return ", ".join(f"{text} {count}" for text, count in words.items() if count)
-
-
-def to_rich(sheets: Iterable[Sheet]) -> "RenderableType":
-    """The sheets for a terminal, where width is short: notes stand below the table. Cells are plain text, never markup."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    parts: list[RenderableType] = []
-    for sheet in sheets:
-        first, *others = sheet.heading
-        parts += [Text(printable(first), style="bold"), *(Text(printable(line)) for line in others)]
-        if sheet.columns:
-            grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-            shown = [position for position, column in enumerate(sheet.columns) if column != NOTES]
-            for position in shown:
-                column = sheet.columns[position]
-                grid.add_column(Text(column), justify="right" if column in sheet.numeric else "left", overflow="fold")
-            for row in sheet.rows:
-                grid.add_row(*(Text(printable(row[position])) for position in shown))
-            parts.append(grid)
-            if len(shown) < len(sheet.columns):
-                parts += [Text(printable(f"{row[1]}: {row[-1]}")) for row in sheet.rows if row[-1]]
-        parts += [*(Text(printable(line), style="dim") for line in sheet.footer), Text()]
-    return Group(*parts)
-
-
-def to_markdown(sheets: Iterable[Sheet]) -> str:
-    """The sheets as GitHub-flavoured Markdown; every cell is escaped."""
-    blocks: list[str] = []
-    for sheet in sheets:
-        first, *others = sheet.heading
-        blocks.append(f"**{_markdown(first)}**")
-        if others:
-            blocks.append("\n".join(f"- {_markdown(line)}" for line in others))
-        if sheet.columns:
-            rule = ["---:" if column in sheet.numeric else "---" for column in sheet.columns]
-            lines = [list(map(_markdown, sheet.columns)), rule]
-            for row in sheet.rows:
-                cells = zip(sheet.columns, row, strict=True)
-                lines.append([_code(cell) if column in sheet.code else _markdown(cell) for column, cell in cells])
-            blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        if sheet.footer:
-            blocks.append("\n".join(f"- {_markdown(line)}" for line in sheet.footer))
-    return "\n\n".join(blocks) + "\n"
-
-
-def printable(text: str) -> str:
-    """Text as one line without control characters, which could move a terminal's cursor."""
-    return "".join(char if char.isprintable() else " " for char in text)
-
-
-def _markdown(text: str) -> str:
-    return "".join(f"\\{char}" if char in "\\`*_[]<>|~&#" else char for char in printable(text))
-
-
-def _code(text: str) -> str:
-    """A code span that survives backticks and, inside a table, pipes."""
-    fence = "`"
-    while fence in text:
-        fence += "`"
-    pad = " " if "`" in text else ""
-    return f"{fence}{pad}{printable(text)}{pad}{fence}".replace("|", "\\|")

@@ -112,7 +112,7 @@ class RunSpec(Frozen):
     """``spec.json`` of a run."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
-    dgbench: str
+    dgbench: Annotated[str, Field(pattern=r"^\d+\.\d+(\.[0-9A-Za-z.+]+)?$")]
     key: Key
     protocol: ProtocolRef
     heldout: str

@@ -79,13 +79,16 @@ def _files(run: RunFolder) -> Iterator[str]:
 
 def _portable(command: str) -> str:
     """The command without ``--runs`` and ``--data``, which name folders of one machine."""
-    words = iter(shlex.split(command))
+    try:
+        words = iter(shlex.split(command))
+    except ValueError as error:  # it could hide the name of a folder
+        raise DgbenchError(f"the command in spec.json cannot be taken apart ({error}): {command} — mend it") from None
     kept: list[str] = []
     for word in words:
         option, equals, _ = word.partition("=")
         if option in ("--runs", "--data"):
             if not equals:
-                next(words)
+                next(words, None)
             continue
         kept.append(word)
     return shlex.join(kept)

@@ -101,7 +101,7 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
     )
     seal(prepared_root(job.cache), (case.folder for case in prepared.values()))  # before any code of the method runs
     if job.runs is not None:
-        seal(job.runs, (job.folder,))
+        seal(job.runs, (job.folder.parent,))  # its own run: a lock, logs and checkpoints
     method = method_of(job, device)
     make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
     optimizers = list(method.configure_optimizers(make))

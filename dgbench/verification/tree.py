@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.compile import compile_runs
-from dgbench.leaderboard.tables import leaderboard_sheets, to_markdown
+from dgbench.leaderboard.sheets import to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs
 from dgbench.store.manifest import MANIFEST, Manifest

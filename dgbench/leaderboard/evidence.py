@@ -1,0 +1,75 @@
+"""The statistics of one table: what its complete rows let one say, from their case rows.
+
+The procedures are in :mod:`dgbench.leaderboard.statistics` and :mod:`dgbench.leaderboard.ranking`; here they are applied to the rows of a
+leaderboard, and docs/statistics.md says what they mean.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard import policies
+from dgbench.leaderboard.ranking import SchemeRanks, Standing, robustness, standings
+from dgbench.leaderboard.scores import score_table
+from dgbench.leaderboard.statistics import Comparison, Evidence, center_note, compare, evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROBUSTNESS_UP_TO = 40
+"""Most rows for which ranks under other schemes and metrics are computed: all pairs are looked at, for every metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStatistics:
+    """``comparisons`` (row minus baseline) and ``standings`` by row label, of DSC in [0, 1]; ``notes`` say of what the intervals speak and
+    what is absent for which reason. ``robustness``: ranks under other schemes and metrics."""
+
+    evidence: Evidence
+    comparisons: Mapping[str, Comparison]
+    standings: Mapping[str, Standing]
+    robustness: tuple[SchemeRanks, ...]
+    notes: tuple[str, ...]
+
+
+def table_statistics(
+    rows: "pd.DataFrame", *, baseline: str | None, ranked: Collection[str], metrics: Collection[str]
+) -> TableStatistics | None:
+    """Statistics of the rows of one table; None without any row.
+
+    Args:
+        rows: resolved case rows of complete rows (:func:`dgbench.leaderboard.policies.apply_policy`), included ones only, with ``method``
+            (the row's label), ``center``, ``seed`` and ``case``.
+        baseline: the label of the row that others are compared with; None where there is none.
+        ranked: labels that take part in ranks; the others (control rows) are only compared with the baseline.
+        metrics: for ranks by other metrics than DSC, the official one.
+    """
+    if rows.empty:
+        return None
+    grade = evidence(rows["seed"].nunique())
+    notes = [center_note(rows["center"].nunique())]
+    if baseline is None:
+        notes.append("no complete row of the baseline to compare with")
+    comparisons: dict[str, Comparison] = {}
+    places: dict[str, Standing] = {}
+    schemes: tuple[SchemeRanks, ...] = ()
+    standing = rows[rows["method"].isin(list(ranked))]
+    try:
+        if baseline is not None:
+            scores = score_table(rows, "dsc", higher_is_better=True)
+            comparisons = {one.method: one for one in compare(scores, baseline)}
+        if not standing.empty:
+            scores = score_table(standing, "dsc", higher_is_better=True)
+            places = {one.method: one for one in standings(scores)}
+            if 1 < len(places) <= ROBUSTNESS_UP_TO:
+                defined = [metric for metric in metrics if metric != "dsc" and standing[metric].notna().all()]
+                others = [score_table(standing, m, higher_is_better=m in policies.OVERLAPS) for m in defined]
+                schemes = robustness([scores, *others])
+            elif len(places) > ROBUSTNESS_UP_TO:
+                notes.append(f"ranks under other schemes: for at most {ROBUSTNESS_UP_TO} rows")
+    except DgbenchError as error:
+        notes.append(f"no statistics: {error}")
+    return TableStatistics(
+        evidence=grade, comparisons=comparisons, standings=places, robustness=schemes, notes=tuple(notes)
+    )

@@ -1,0 +1,184 @@
+"""The counterparts of the dual-task paper's tables, made from one's own runs (Table IV, in-domain, needs a protocol of its own).
+
+Each is a selection of settings and methods in the paper's layout: DSC, ASD and HD95 per held-out center and their equal-weight mean.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dgbench.errors import DgbenchError, suggest
+from dgbench.leaderboard.published import Published
+from dgbench.leaderboard.results import CenterResult, Compiled, Row, Score, Table
+from dgbench.leaderboard.sheets import BANNERS, NOTES, REPORTED, UNITS, Sheet, describe_policy, number
+from dgbench.leaderboard.tables import missing_sheet
+from dgbench.protocol import Protocol
+
+METRICS = ("dsc", "asd", "hd95")
+ABLATIONS = (
+    *("dualtask_bl", "dualtask_idr", "dualtask_dtl", "dualtask_dtl_smooth"),
+    *("dualtask_dsl", "dualtask", "dualtask_smooth"),
+)
+"""The rows of Table V, in its order, and beside them those with a conversion that has a gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """One table: its settings in order, the methods it is of (all by default), and whether cost stands beside."""
+
+    name: str
+    title: str
+    settings: tuple[str, ...]
+    methods: tuple[str, ...] | None = None
+    with_cost: bool = False
+
+
+def paper_table(name: str, protocol: Protocol) -> PaperTable:
+    """The counterpart of table ``name`` (II, III, V or VI) under ``protocol``.
+
+    Raises:
+        DgbenchError: there is no such table here.
+    """
+    shared = tuple(protocol.stages[stage].code for stage in protocol.shared_stages)
+    seg = [setting for setting in protocol.settings if setting.endswith("-Seg")]
+    official = (seg[-1],)
+    known = {
+        "II": PaperTable(name="II", title="the shared pancreas stages", settings=shared),
+        "III": PaperTable(name="III", title="predicted and reference ROI, coarse and fine", settings=protocol.settings),
+        "V": PaperTable(name="V", title="ablation of the dual-task framework", settings=official, methods=ABLATIONS),
+        "VI": PaperTable(name="VI", title="all methods, with cost", settings=official, with_cost=True),
+    }
+    if name not in known:
+        tail = " — Table IV is in-domain: another protocol" if name == "IV" else suggest(name, known)
+        raise DgbenchError(f"--table {name}: no counterpart here{tail}")
+    if not known[name].settings:
+        raise DgbenchError(f"--table {name}: protocol {protocol.name!r} has no shared stages")
+    return known[name]
+
+
+def paper_table_sheets(
+    wanted: PaperTable, compile_setting: Callable[[str], Compiled], published: Published | None = None
+) -> list[Sheet]:
+    """One sheet for each group of comparable runs, then what is missing, then the paper's table where ``published`` is given.
+
+    ``compile_setting`` compiles the runs in one setting of the table, under the threshold, checkpoint and policy that were asked for.
+    """
+    compiled = {setting: compile_setting(setting) for setting in wanted.settings}
+    groups: dict[tuple[object, ...], dict[str, Table]] = {}
+    for setting, result in compiled.items():
+        for table in result.tables:
+            identity = (table.dgbench, table.protocol_version, table.content, table.preset, table.data)
+            groups.setdefault(identity, {})[setting] = table
+    first = next(iter(compiled.values()))
+    sheets: list[Sheet] = []
+    for tables in groups.values():
+        if sheet := _sheet(wanted, first, tables):
+            sheets.append(sheet)
+            sheets += [
+                missing_sheet(table, setting, wanted.methods) for setting, table in tables.items() if table.missing
+            ]
+    if not sheets:
+        methods = f" of {', '.join(wanted.methods)}" if wanted.methods else ""
+        line = f"Counterpart of Table {wanted.name}: no runs{methods} in {', '.join(wanted.settings)} yet"
+        sheets.append(Sheet(heading=(BANNERS[first.kind], line)))
+    if published is not None:
+        sheets.append(_reported(wanted, published))
+    return [sheet for sheet in sheets if sheet.rows or sheet.heading]
+
+
+def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) -> Sheet | None:
+    one = next(iter(tables.values()))
+    centers = one.centers
+    rows = [
+        (
+            setting,
+            row.label,
+            *(cell for center in centers for cell in _center_cells(row, row.centers[center])),
+            *(_cells(row.mean) if row.complete else ("incomplete", "", "")),
+            *(_cost_cells(row) if wanted.with_cost else ()),
+            ", ".join(map(str, row.seeds)),
+            "; ".join(row.notes),
+        )
+        for setting, table in tables.items()
+        for row in _ordered(wanted, table.rows)
+    ]
+    if not rows:
+        return None
+    view = compiled.view
+    columns = (
+        *("setting", "method"),
+        *(f"{metric} {center}" for center in (*centers, "mean") for metric in ("DSC", "ASD", "HD95")),
+        *(("parameters", "GFLOPs", "s per case") if wanted.with_cost else ()),
+        *("seeds", NOTES),
+    )
+    return Sheet(
+        heading=(
+            BANNERS[compiled.kind],
+            f"Counterpart of Table {wanted.name} ({wanted.title}): protocol {compiled.protocol} version {one.protocol_version} "
+            f"({one.content[:8]}), preset {one.preset}, threshold {view.threshold_text}, checkpoint {view.checkpoint}",
+            describe_policy(compiled.policy),
+            f"dgbench {', '.join(one.dgbench)}; data {one.data}; `Mask` settings have an oracle ROI",
+            UNITS,
+        ),
+        columns=columns,
+        rows=tuple(rows),
+        numeric=frozenset(columns) - {"setting", "method", NOTES},
+    )
+
+
+def _ordered(wanted: PaperTable, rows: Sequence[Row]) -> Iterable[Row]:
+    rows = [row for row in rows if not row.imported]
+    if wanted.methods is None:
+        return rows
+    order = {method: position for position, method in enumerate(wanted.methods)}
+    return sorted((row for row in rows if row.method in order), key=lambda row: (order[row.method], row.label))
+
+
+def _cells(scores: Mapping[str, Score]) -> tuple[str, ...]:
+    return tuple(number(metric, scores.get(metric)) for metric in METRICS)
+
+
+def _center_cells(row: Row, result: CenterResult) -> tuple[str, ...]:
+    if result.scores:
+        return _cells(result.scores)
+    return (f"{len(result.finished_seeds)}/{len(row.seeds)} seeds", "", "")
+
+
+def _cost_cells(row: Row) -> tuple[str, ...]:
+    cost = row.cost
+    if cost is None:
+        return ("none stored",) * 3
+    seconds = "none stored" if cost.seconds_per_case is None else f"{cost.seconds_per_case:.2f}"
+    return f"{cost.params:,}", f"{cost.gflops:.3f}", seconds
+
+
+def _reported(wanted: PaperTable, published: Published) -> Sheet:
+    rows = [row for row in published.rows if row.table == wanted.name]
+    centers = published.centers
+    cost = any(row.cost for row in rows)
+    columns = (
+        *("setting", "method"),
+        *(f"{metric} {center}" for center in (*centers, "mean") for metric in ("DSC", "ASD", "HD95")),
+        *(("parameters", "GFLOPs", "s per case") if cost else ()),
+        NOTES,
+    )
+    lines = [
+        (
+            *(row.setting, row.method),
+            *(f"{value:.2f}" for center in centers for value in row.centers[center]),
+            *(f"{value:.2f}" for value in row.mean),
+            *(
+                (f"{row.cost.params_1e7:.2f}e7", f"{row.cost.gflops:.2f}", f"{row.cost.seconds:.2f}")
+                if row.cost
+                else ("not reported",) * (3 if cost else 0)
+            ),
+            row.note or "",
+        )
+        for row in rows
+    ]
+    return Sheet(
+        heading=(REPORTED, f"{published.source}; Table {wanted.name}"),
+        columns=columns,
+        rows=tuple(lines),
+        footer=published.remarks,
+        numeric=frozenset(columns) - {"setting", "method", NOTES},
+    )

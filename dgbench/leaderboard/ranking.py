@@ -1,0 +1,240 @@
+"""Who is best, and how sure that is: rank intervals, P(best), tiers, and ranks under other schemes and metrics.
+
+Sources: Wiesenfarth et al. 2021, Methods and open-source toolkit for analyzing and visualizing challenge results, Scientific Reports
+11 (ranking schemes, bootstrap ranks); Westfall and Young 1993, Resampling-Based Multiple Testing (max-T); Hsu 1996, Multiple Comparisons
+(comparison with the best).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgbench.leaderboard.resampling import (
+    LEVEL,
+    N_RESAMPLES,
+    SEED,
+    Weights,
+    assemble,
+    bootstrap,
+    critical_value,
+    moments,
+    part_means,
+    resampling_weights,
+)
+from dgbench.leaderboard.scores import FloatArray, ScoreTable
+from dgbench.leaderboard.statistics import evidence
+
+SCHEMES = ("aggregate-then-rank", "rank-then-aggregate", "test-then-rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """One method's place. ``rank``: 1 is best, equal means share a rank.
+
+    ``rank_interval``: bootstrap percentile interval of the rank, both ends included. ``p_best``: share of resamples in which the
+    method is best, ties split; sums to 1 over methods. ``tier``: 1 is best. All three are absent with one or two seeds.
+    """
+
+    method: str
+    rank: int
+    rank_interval: tuple[int, int] | None
+    p_best: float | None
+    tier: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairwise:
+    """All differences between methods with simultaneous intervals, each (methods, methods): row minus column.
+
+    ``half_width`` of 0 with a nonzero difference means a difference without any spread.
+    """
+
+    difference: FloatArray
+    half_width: FloatArray
+
+    @property
+    def differs(self) -> NDArray[np.bool_]:
+        """Whether the simultaneous interval excludes 0."""
+        different: NDArray[np.bool_] = np.abs(self.difference) > self.half_width
+        return different
+
+
+def standings(
+    table: ScoreTable, *, level: float = LEVEL, n_resamples: int = N_RESAMPLES, seed: int = SEED
+) -> tuple[Standing, ...]:
+    """Rank, rank interval, P(best) and tier of every method, in the table's order.
+
+    Ranks of all methods come from the same resamples of the same seeds and patients.
+
+    Args:
+        table: scores of complete methods.
+        level: of the rank intervals and of the simultaneous intervals behind tiers, in (0, 1).
+        n_resamples: B.
+        seed: of the resampling.
+
+    Raises:
+        DgbenchError: a center has a single case while intervals are due.
+    """
+    ranks = rank(_signed(table) * table.means())
+    if not evidence(len(table.seeds)).has_interval:
+        return tuple(
+            Standing(method=method, rank=int(place), rank_interval=None, p_best=None, tier=None)
+            for method, place in zip(table.methods, ranks, strict=True)
+        )
+    weights = _weights(table, n_resamples, seed)
+    result = bootstrap(table.differences(table.methods[0]), weights)
+    low, high, best = rank_distribution(_signed(table) * result.draws, level=level)
+    tier = tiers(_signed(table) * table.means(), simultaneous(table, level=level, weights=weights).differs)
+    return tuple(
+        Standing(method=method, rank=int(r), rank_interval=(int(a), int(b)), p_best=float(p), tier=int(t))
+        for method, r, a, b, p, t in zip(table.methods, ranks, low, high, best, tier, strict=True)
+    )
+
+
+def _signed(table: ScoreTable) -> int:
+    return 1 if table.higher_is_better else -1
+
+
+def _weights(table: ScoreTable, n_resamples: int, seed: int) -> Weights:
+    shapes = {center: array.shape[1:] for center, array in table.values.items()}
+    return resampling_weights(shapes, n_resamples=n_resamples, seed=seed)
+
+
+def rank(scores: FloatArray) -> NDArray[np.int64]:
+    """Ranks along the last axis, 1 for the highest; equal scores share the better rank (rounding below 1e-9 is equal)."""
+    from scipy.stats import rankdata
+
+    ranks: NDArray[np.int64] = rankdata(-np.round(scores, 9), method="min", axis=-1).astype(np.int64)
+    return ranks
+
+
+def rank_distribution(
+    draws: FloatArray, *, level: float = LEVEL
+) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
+    """Lower and upper rank and P(best) of each method.
+
+    Args:
+        draws: resampled scores, higher is better, (resamples, methods).
+        level: of the percentile interval, in (0, 1).
+    """
+    ranks = rank(draws)
+    tail = (1 - level) / 2
+    low, high = np.quantile(ranks, [tail, 1 - tail], axis=0, method="inverted_cdf").astype(np.int64)
+    first = ranks == 1
+    best: FloatArray = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
+    return low, high, best
+
+
+def simultaneous(table: ScoreTable, *, level: float = LEVEL, weights: Weights | None = None) -> Pairwise:
+    """Simultaneous intervals of all pairwise differences (max-T over pairs, studentised).
+
+    One critical value, the ``level`` quantile of the largest pivot over all pairs, holds for all of them, and so also for the
+    comparison with whichever method turns out best: a band for comparisons with a method that was named beforehand would be too
+    short for one that was picked by its score.
+
+    Args:
+        table: scores, at least two seeds and two cases in every center.
+        level: probability, in (0, 1), that all intervals hold at once.
+        weights: from :func:`dgbench.leaderboard.resampling.resampling_weights`; drawn with the defaults unless given.
+
+    Raises:
+        DgbenchError: a center has a single seed or case.
+    """
+    weights = weights or _weights(table, N_RESAMPLES, SEED)
+    # a critical value needs three digits, and there are many pairs
+    single = {name: counts.astype(np.float32) for name, counts in weights.items()}
+    count = len(table.methods)
+    difference, error = np.zeros((count, count)), np.zeros((count, count))
+    means = part_means(moments(table.differences(table.methods[0]))[2], single)
+    largest = np.zeros(len(next(iter(means.values()))), dtype=np.float32)
+    for row in range(count - 1):
+        rest = slice(row + 1, None)
+        estimate, variance, parts = moments({c: values[row] - values[rest] for c, values in table.values.items()})
+        paired = {name: mean[:, [row]] - mean[:, rest] for name, mean in means.items()}
+        result = assemble(estimate, variance, parts, paired, single)
+        difference[row, rest], error[row, rest] = result.estimate, result.standard_error
+        largest = np.maximum(largest, result.pivots.max(axis=1))
+    value = float(critical_value(largest, level)) if count > 1 else 0.0
+    half = np.multiply(error, value, out=np.zeros_like(error), where=error > 0)
+    return Pairwise(difference=difference - difference.T, half_width=half + half.T)
+
+
+def tiers(scores: FloatArray, differs: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Tier of each method: the best and all that do not differ from it are tier 1; the best of the rest opens tier 2; and so on.
+
+    Args:
+        scores: higher is better, (methods,).
+        differs: whether two methods differ, from simultaneous intervals, (methods, methods).
+    """
+    found = np.zeros(len(scores), dtype=np.int64)
+    tier = 0
+    while (found == 0).any():
+        tier += 1
+        left = np.flatnonzero(found == 0)
+        best = left[np.argmax(scores[left])]
+        found[left[~differs[best, left]]] = tier
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemeRanks:
+    """Ranks of one metric under one scheme; ``tau``: Kendall's τ-b with the official ranks, in [−1, 1], ``None`` where undefined."""
+
+    metric: str
+    scheme: str
+    ranks: Mapping[str, int]
+    tau: float | None
+
+
+def robustness(
+    tables: Sequence[ScoreTable], *, level: float = LEVEL, n_resamples: int = N_RESAMPLES, seed: int = SEED
+) -> tuple[SchemeRanks, ...]:
+    """Ranks under :data:`SCHEMES` and over metrics, against the first metric's aggregate-then-rank, which is the official one.
+
+    - aggregate-then-rank: by the mean over cases, seeds and centers;
+    - rank-then-aggregate: by the mean rank, taken for every case at every seed, averaged like a score;
+    - test-then-rank: by the number of methods that one is better than with simultaneous confidence; absent with one or two seeds.
+
+    Args:
+        tables: one per metric, with the same methods.
+        level: of the simultaneous intervals.
+        n_resamples: B.
+        seed: of the resampling.
+    """
+    found = [
+        (table, scheme, ranks)
+        for table in tables
+        for scheme, ranks in _schemes(table, level, n_resamples, seed).items()
+    ]
+    return tuple(
+        SchemeRanks(
+            metric=table.metric,
+            scheme=scheme,
+            ranks=dict(zip(table.methods, ranks.tolist(), strict=True)),
+            tau=_tau(found[0][2], ranks),
+        )
+        for table, scheme, ranks in found
+    )
+
+
+def _schemes(table: ScoreTable, level: float, n_resamples: int, seed: int) -> dict[str, NDArray[np.int64]]:
+    from scipy.stats import rankdata
+
+    sign = _signed(table)
+    by_case = [rankdata(-sign * np.round(v, 9), axis=0).mean(axis=(1, 2)) for v in table.values.values()]
+    ranks = [rank(sign * table.means()), rank(-np.mean(by_case, axis=0))]
+    if evidence(len(table.seeds)).has_interval:
+        pairs = simultaneous(table, level=level, weights=_weights(table, n_resamples, seed))
+        ranks.append(rank((pairs.differs & (sign * pairs.difference > 0)).sum(axis=1).astype(np.float64)))
+    return dict(zip(SCHEMES, ranks, strict=False))
+
+
+def _tau(official: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
+    """Kendall's τ-b; undefined where all ranks of one are equal."""
+    from scipy.stats import kendalltau
+
+    if len(set(official.tolist())) < 2 or len(set(other.tolist())) < 2:
+        return None
+    return float(kendalltau(official, other).statistic)

@@ -1,0 +1,108 @@
+"""What a compiled leaderboard is made of: scores, rows, holes and tables, without a word on how they are printed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dgbench.leaderboard import policies
+from dgbench.leaderboard.costs import RowCost
+from dgbench.leaderboard.evidence import TableStatistics
+from dgbench.leaderboard.records import View
+
+METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
+"""DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
+
+DETECTION = ("sensitivity", "false_positives", "false_positives_lesion_free")
+"""Share of the reference lesions that are found, in [0, 1]; false-positive lesions per held-out case, and per case of the support
+centers."""
+AMONG_DETECTED = ("asd_detected", "hd95_detected", "centroid_detected")
+"""Distances in mm over the cases where both masks hold voxels: no constant of a policy enters."""
+
+COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric over seeds: mean and standard deviation (n−1; ``None`` for one seed)."""
+
+    mean: float
+    sd: float | None
+    n_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterResult:
+    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent."""
+
+    scores: Mapping[str, Score]
+    finished_seeds: tuple[int, ...]
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
+    known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it."""
+
+    label: str
+    method: str
+    version: int
+    config: Mapping[str, Any]
+    modified: bool
+    control: bool
+    imported: bool
+    seeds: tuple[int, ...]
+    centers: Mapping[str, CenterResult]
+    mean: Mapping[str, Score]
+    worst: str | None
+    rank: int | None
+    cost: RowCost | None
+    notes: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether no run is missing."""
+        return bool(self.mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it."""
+
+    label: str
+    heldout: str
+    seed: int
+    reason: str
+    command: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed; ``statistics`` are of the complete,
+    unmodified rows."""
+
+    dgbench: tuple[str, ...]
+    protocol_version: int
+    content: str
+    preset: str
+    ranked: bool
+    data: str
+    centers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    n_cases: Mapping[str, int]
+    n_excluded: Mapping[str, int]
+    rows: tuple[Row, ...]
+    missing: tuple[Missing, ...]
+    statistics: TableStatistics | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """All tables of one protocol in one view, newest dgbench and protocol version first; ``problems``: folders that cannot be read."""
+
+    protocol: str
+    kind: Literal["phantom", "patient"]
+    view: View
+    policy: policies.Policy
+    tables: tuple[Table, ...]
+    problems: tuple[str, ...]

@@ -1,0 +1,126 @@
+"""Sheets of text: headings, a table of cells, footers; for terminals and for Markdown. A cell without a number says why."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dgbench.leaderboard import policies
+from dgbench.leaderboard.results import Score
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BANNERS = {"phantom": "PHANTOM DATA — not patient data", "patient": "Patient data"}
+REPORTED = "REPORTED in the literature on patient data — not run by dgbench, never ranked with its rows"
+UNITS = "DSC and NSD in points (0–100), distances in mm; ± is the standard deviation over seeds"
+HEADERS = {"dsc": "DSC", "nsd": "NSD", "asd": "ASD", "hd95": "HD95", "centroid": "centroid"}
+UNDEFINED = "undefined"
+NOTES = "notes"
+BLANK = "–"
+"""In a row whose notes say why: not ranked, or incomplete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """Lines of text, a table of text cells, more lines.
+
+    ``numeric`` columns are right-aligned, ``code`` columns hold commands. A column :data:`NOTES` is the last one, and then the second
+    column names the row.
+    """
+
+    heading: tuple[str, ...]
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    footer: tuple[str, ...] = ()
+    numeric: frozenset[str] = frozenset()
+    code: frozenset[str] = frozenset()
+
+
+def points(value: float) -> str:
+    """A value in [0, 1] in points, one decimal."""
+    return f"{100 * value:.1f}"
+
+
+def number(metric: str, score: Score | None) -> str:
+    """A score as text: points for DSC and NSD, mm else; with its spread where there are several seeds."""
+    if score is None:
+        return UNDEFINED
+    scale = 100 if metric in policies.OVERLAPS else 1
+    spread = "" if score.sd is None else f" ± {scale * score.sd:.1f}"
+    return f"{scale * score.mean:.1f}{spread}"
+
+
+def describe_policy(policy: policies.Policy) -> str:
+    """One line that says what counts for what."""
+    centroid = (
+        "centroid over detected cases only" if policy.centroid_mm is None else f"centroid {policy.centroid_mm:g} mm"
+    )
+    reference = "are excluded" if policy.exclude_empty_reference else "count as empty predictions"
+    return (
+        f"policy {policy.name}: an empty prediction or failed case counts as DSC 0, NSD 0, ASD {policy.asd_mm:g} mm, "
+        f"HD95 {policy.hd95_mm:g} mm, {centroid}; cases without a reference lesion {reference}"
+    )
+
+
+def to_rich(sheets: Iterable[Sheet]) -> "RenderableType":
+    """The sheets for a terminal, where width is short: notes stand below the table. Cells are plain text, never markup."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for sheet in sheets:
+        first, *others = sheet.heading
+        parts += [Text(printable(first), style="bold"), *(Text(printable(line)) for line in others)]
+        if sheet.columns:
+            grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+            shown = [position for position, column in enumerate(sheet.columns) if column != NOTES]
+            for position in shown:
+                column = sheet.columns[position]
+                grid.add_column(Text(column), justify="right" if column in sheet.numeric else "left", overflow="fold")
+            for row in sheet.rows:
+                grid.add_row(*(Text(printable(row[position])) for position in shown))
+            parts.append(grid)
+            if len(shown) < len(sheet.columns):
+                parts += [Text(printable(f"{row[1]}: {row[-1]}")) for row in sheet.rows if row[-1]]
+        parts += [*(Text(printable(line), style="dim") for line in sheet.footer), Text()]
+    return Group(*parts)
+
+
+def to_markdown(sheets: Iterable[Sheet]) -> str:
+    """The sheets as GitHub-flavoured Markdown; every cell is escaped."""
+    blocks: list[str] = []
+    for sheet in sheets:
+        first, *others = sheet.heading
+        blocks.append(f"**{_markdown(first)}**")
+        if others:
+            blocks.append("\n".join(f"- {_markdown(line)}" for line in others))
+        if sheet.columns:
+            rule = ["---:" if column in sheet.numeric else "---" for column in sheet.columns]
+            lines = [list(map(_markdown, sheet.columns)), rule]
+            for row in sheet.rows:
+                cells = zip(sheet.columns, row, strict=True)
+                lines.append([_code(cell) if column in sheet.code else _markdown(cell) for column, cell in cells])
+            blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        if sheet.footer:
+            blocks.append("\n".join(f"- {_markdown(line)}" for line in sheet.footer))
+    return "\n\n".join(blocks) + "\n"
+
+
+def printable(text: str) -> str:
+    """Text as one line without control characters, which could move a terminal's cursor."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def _markdown(text: str) -> str:
+    return "".join(f"\\{char}" if char in "\\`*_[]<>|~&#" else char for char in printable(text))
+
+
+def _code(text: str) -> str:
+    """A code span that survives backticks and, inside a table, pipes."""
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{printable(text)}{pad}{fence}".replace("|", "\\|")
