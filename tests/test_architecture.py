@@ -22,7 +22,7 @@ LEVELS = (
     {"method", "registry"},
     {"data"},
     {"training", "inference", "evaluation", "store", "leaderboard"},
-    {"launch", "tuning"},
+    {"launch", "tuning", "verification"},
     {"cli", "testing"},
 )
 HEAVY = ("torch", "monai", "mlflow", "optuna", "pandas")

@@ -6,10 +6,11 @@ import typer
 
 from dgbench import __version__
 from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
-from dgbench.cli.archive import archive
 from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
 from dgbench.cli.figures import figures
+from dgbench.cli.imported import import_predictions
+from dgbench.cli.submit import submit, verify
 
 app = typer.Typer(
     name="dgbench",
@@ -34,7 +35,9 @@ app.command("run")(run.run)
 app.command("sweep")(run.sweep)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("figures")(figures)
-app.command("archive")(archive)
+app.command("import-predictions")(import_predictions)
+app.command("submit")(submit)
+app.command("verify")(verify)
 app.command("cost")(cost)
 app.add_typer(methods.app, name="methods")
 app.add_typer(protocols.app, name="protocols")

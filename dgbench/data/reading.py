@@ -90,10 +90,14 @@ def read_label(case: Case, task: Task, labels: Collection[int]) -> tuple[NDArray
     HeldOutAccessError when a guard forbids the case.
     """
     guard.check(case)
-    what = f"case {case.id}: label"
-    nifti = load_nifti(case.label, what)
+    return read_label_map(case.label, task, labels, what=f"case {case.id}: label")
+
+
+def read_label_map(path: Path, task: Task, labels: Collection[int], *, what: str) -> tuple[NDArray[np.uint8], Grid]:
+    """Any file of label values, checked as those of a case; ``what`` starts every message. See :func:`read_label`."""
+    nifti = load_nifti(path, what)
     values = _label_values(nifti, labels, what)
-    volume = _fit(_canonical(values, case.label, what), task.ndim, what)
+    volume = _fit(_canonical(values, path, what), task.ndim, what)
     return volume.array, volume.grid
 
 

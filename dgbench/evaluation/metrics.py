@@ -38,6 +38,9 @@ from scipy.spatial import cKDTree
 from dgbench.data import resampling
 from dgbench.errors import DgbenchError
 
+NUMBERS = 1
+"""Raised when a stored number changes its meaning or value: evaluations that differ here never share a table."""
+
 TOLERANCE_SLACK_MM = 1e-6
 """Added to the NSD tolerance, so that a tolerance of three voxels includes three voxels whatever the rounding."""
 

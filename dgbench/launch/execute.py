@@ -10,8 +10,9 @@ from typing import Any
 from dgbench.atomic import read_json, write_json
 from dgbench.data.fingerprint import set_fingerprint
 from dgbench.errors import DgbenchError, Interrupted
+from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
-from dgbench.launch.plan import FolderPlan, RunPlan
+from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
 from dgbench.launch.worker import run_job
 from dgbench.store.folder import RunFolder, RunSpec, read_status, write_status
 from dgbench.store.keys import key_of
@@ -22,8 +23,6 @@ Say = Callable[[str], None]
 EVALUATION = 4
 """Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
 its own, ``RECIPE``)."""
-NUMBERS = 1
-"""Raised when a stored number changes its meaning or value: evaluations that differ here never share a table."""
 
 
 def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:
@@ -57,8 +56,6 @@ def is_done(plan: RunPlan, folder: FolderPlan) -> bool:
 def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
     """The evaluation record of protocol.md §3: train keys, fingerprint of the evaluated set, and how it is evaluated. Reads the held-out
     files."""
-    protocol = plan.resolved.protocol
-    preset = plan.resolved.preset
     content = set_fingerprint(plan.evaluated(folder), plan.request.cache)
     record = {
         "version": EVALUATION,
@@ -66,14 +63,7 @@ def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
         "train_keys": {stage: link.key for stage, link in folder.spec.stages.items()},
         "fingerprint": plan.identity or content,
         "content": content,
-        "how": {
-            "inference": protocol.inference.model_dump(mode="json"),
-            "metrics": protocol.metrics.model_dump(mode="json"),
-            "stages": {name: stage.model_dump(mode="json") for name, stage in protocol.stages.items()},
-            "tta": preset.tta,
-            "thresholds": list(preset.thresholds),
-            "checkpoints": list(preset.checkpoints),
-        },
+        "how": judged_how(plan.resolved),
     }
     return {**record, "key": key_of(record)}
 

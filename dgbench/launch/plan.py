@@ -19,7 +19,7 @@ from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
 from dgbench.store.folder import SHARED_METHOD, RunSpec, read_status, run_folder
 from dgbench.store.keys import key_of
-from dgbench.training.job import RECIPE, TrainJob
+from dgbench.training.job import RECIPE, TrainJob, protocol_reference
 
 
 @dataclass(frozen=True)
@@ -178,6 +178,26 @@ def plan_run(request: RunRequest) -> RunPlan:
     return RunPlan(request, resolved, centers, split, identity, shared, own)
 
 
+def run_key(resolved: ResolvedProtocol, stages: Mapping[str, str], shared: Mapping[str, str]) -> str:
+    """The key of a run from the train keys of its own and its shared stages."""
+    preset = resolved.preset
+    judged = {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints}
+    return key_of({"evaluation": judged, "stages": stages, "shared": shared})
+
+
+def judged_how(resolved: ResolvedProtocol) -> dict[str, Any]:
+    """How cases are evaluated, as an evaluation's ``spec.json`` tells; plain JSON."""
+    protocol, preset = resolved.protocol, resolved.preset
+    return {
+        "inference": protocol.inference.model_dump(mode="json"),
+        "metrics": protocol.metrics.model_dump(mode="json"),
+        "stages": {name: stage.model_dump(mode="json") for name, stage in protocol.stages.items()},
+        "tta": preset.tta,
+        "thresholds": list(preset.thresholds),
+        "checkpoints": list(preset.checkpoints),
+    }
+
+
 @dataclass(frozen=True)
 class _Builder:
     request: RunRequest
@@ -191,14 +211,8 @@ class _Builder:
         self, name: str, info: MethodInfo, config: MethodConfig, stages: Sequence[str], earlier: dict[str, Any]
     ) -> FolderPlan:
         jobs = [self.train_job(stage, info, config) for stage in stages]
-        preset = self.resolved.preset
-        key = key_of(
-            {
-                "evaluation": {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints},
-                "stages": {job.stage: job.key for job in jobs},
-                "shared": {stage: link.key for stage, link in earlier.items()},
-            }
-        )
+        keys = {job.stage: job.key for job in jobs}
+        key = run_key(self.resolved, keys, {stage: link.key for stage, link in earlier.items()})
         protocol = self.resolved.protocol
         folder = run_folder(self.request.runs, protocol.name, self.request.heldout, name, self.request.seed, key)
         own = {
@@ -211,16 +225,7 @@ class _Builder:
                 "schema": 1,
                 "dgbench": __version__,
                 "key": key,
-                "protocol": {
-                    "name": protocol.name,
-                    "version": protocol.version,
-                    "content": self.content(),
-                    "kind": protocol.kind,
-                    "preset": self.resolved.preset_name,
-                    "ranked": self.resolved.ranked,
-                    "modified": self.resolved.modified,
-                    "converged": self.resolved.preset.converged,
-                },
+                "protocol": protocol_reference(self.resolved).model_dump(),
                 "heldout": self.request.heldout,
                 "sources": list(sources.sources),
                 "support": list(sources.support),
@@ -239,11 +244,6 @@ class _Builder:
             }
         )
         return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
-
-    def content(self) -> str:
-        """What must be equal in the protocol and the harness for two runs to share a table, overrides of the preset aside."""
-        plain = self.resolved.protocol.resolve(self.resolved.preset_name)
-        return key_of({"protocol": plain.identity(), "recipe": RECIPE, "preparation": PREPARATION})
 
     def data_identity(self) -> dict[str, str]:
         """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""

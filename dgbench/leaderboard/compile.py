@@ -120,7 +120,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
     centers = _centers(records, protocol)
-    plain = [record for record in records if not record.spec.protocol.modified]
+    plain = [record for record in records if not (record.spec.protocol.modified or record.spec.method.imported)]
     seeds = _seeds(plain or records)
     labels = row_labels(rows)
     baseline = next(
@@ -130,7 +130,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     missing: list[Missing] = []
     compiled: list[Row] = []
     for key, members in rows.items():
-        expected = _seeds(members) if key.modified else seeds
+        expected = _seeds(members) if key.modified or key.imported else seeds
         row, holes = _row(key, labels[key], members, results, centers, expected, view)
         row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
@@ -249,6 +249,7 @@ def _row(
         config=members[0].spec.method.config,
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
+        imported=key.imported,
         seeds=tuple(seeds),
         centers=results_by_center,
         mean=mean,
@@ -258,7 +259,7 @@ def _row(
         notes=(
             *_stamps(members),
             *_count_notes(results_by_center),
-            *_threshold_notes(finished, view),
+            *(() if key.imported else _threshold_notes(finished, view)),
             *notes,
             *(record.cost for record in members if isinstance(record.cost, str)),
         ),
@@ -267,8 +268,8 @@ def _row(
 
 
 def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableStatistics | None:
-    """Of complete rows of the unmodified preset; control rows are compared and take no rank."""
-    complete = {row.label: row for row in rows if row.complete and not row.modified}
+    """Of complete rows that were trained with the preset as it is; control rows are compared and take no rank."""
+    complete = {row.label: row for row in rows if row.complete and not (row.modified or row.imported)}
     if resolved is None or not complete:
         return None
     folders = {
@@ -330,6 +331,8 @@ def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
 
 
 def _stamps(members: list[Record]) -> list[str]:
+    if members[0].spec.method.imported:
+        return ["imported, not trained under this protocol"]
     stamps = list(members[0].spec.protocol.stamps)
     if (factor := members[0].spec.method.draws_factor) != 1:
         stamps.append(f"control row with {factor}× the draws, not ranked")
@@ -360,26 +363,27 @@ def _threshold_notes(finished: Mapping[str, Mapping[int, _Result]], view: View) 
 
 
 def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:
-    """Complete rows by mean DSC, ranked where allowed (equal DSC, equal rank); incomplete rows after them by label."""
+    """Complete rows by mean DSC, ranked where allowed (equal DSC, equal rank); incomplete rows after them by label; imported ones last."""
 
     def dsc(row: Row) -> float:
         return row.mean["dsc"].mean if row.complete else -1.0
 
     def rankable(row: Row) -> bool:
-        return ranked and row.complete and not row.modified and not row.control
+        return ranked and row.complete and not (row.modified or row.control or row.imported)
 
     rows = list(rows)
     standings = [dsc(row) for row in rows if rankable(row)]
     placed = [
         replace(row, rank=1 + sum(other > dsc(row) for other in standings)) if rankable(row) else row for row in rows
     ]
-    return tuple(sorted(placed, key=lambda row: (row.rank is None, -dsc(row), row.label)))
+    return tuple(sorted(placed, key=lambda row: (row.imported, row.rank is None, -dsc(row), row.label)))
 
 
 def _centers(records: Iterable[Record], protocol: Protocol) -> tuple[str, ...]:
-    """Held-out and source centers of the runs, support centers left out; in the protocol's order."""
+    """Held-out and source centers of the runs, support centers left out; in the protocol's order. A prediction set owes every center."""
     names: set[str] = set()
     for record in records:
+        names |= set(protocol.centers) if record.spec.method.imported else set()
         names |= ({record.spec.heldout} | set(record.spec.sources)) - set(record.spec.support)
     order = {name: position for position, name in enumerate(protocol.centers)}
     return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))

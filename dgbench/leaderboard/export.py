@@ -57,8 +57,8 @@ CSV_COLUMNS = (
 def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     """One line per row and center, one per row for its mean, one per missing run and per reported number; comment lines first.
 
-    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, incomplete, missing or reported. ``difference`` is that of
-    DSC to the baseline, at the center or of the mean.
+    DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, imported, incomplete, missing or reported. ``difference``
+    is that of DSC to the baseline, at the center or of the mean.
     """
     view = compiled.view
     text = io.StringIO()
@@ -90,7 +90,8 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
 
 
 def _csv_rows(row: Row, statistics: TableStatistics | None) -> Iterable[dict[str, Any]]:
-    status = "incomplete" if not row.complete else "ranked" if row.rank else "unranked"
+    status = "imported" if row.imported else "ranked" if row.rank else "unranked"
+    status = status if row.complete else "incomplete"
     one = statistics.comparisons.get(row.label) if statistics else None
     place = statistics.standings.get(row.label) if statistics else None
     shared = {"status": status, "rank": row.rank, "method": row.label, "seeds": " ".join(map(str, row.seeds))}
@@ -99,7 +100,7 @@ def _csv_rows(row: Row, statistics: TableStatistics | None) -> Iterable[dict[str
         difference = _csv_difference(one.centers[center]) if one else {}
         yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), **difference, "notes": gap}
     if row.complete:
-        found: dict[str, Any] = {"evidence": statistics.evidence} if statistics else {}
+        found: dict[str, Any] = {"evidence": statistics.evidence} if statistics and not row.imported else {}
         if one:
             found |= {**_csv_difference(one.overall), "p_holm": one.p_holm, "effect_size": one.effect_size}
         if place:

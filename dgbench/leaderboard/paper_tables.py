@@ -126,6 +126,7 @@ def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) 
 
 
 def _ordered(wanted: PaperTable, rows: Sequence[Row]) -> Iterable[Row]:
+    rows = [row for row in rows if not row.imported]
     if wanted.methods is None:
         return rows
     order = {method: position for position, method in enumerate(wanted.methods)}

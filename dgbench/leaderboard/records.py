@@ -22,7 +22,7 @@ from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol, one_line
-from dgbench.store.folder import SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +100,8 @@ def read_records(
 ) -> tuple[list[Record], list[str]]:
     """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
 
-    The shared pancreas runs are rows in the settings of their own stages alone. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
+    The shared pancreas runs are rows in the settings of their own stages alone. Imported prediction sets have one mask per case: they stand
+    in every view of the official setting and in no other. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
     """
     problems: list[str] = []
 
@@ -114,8 +115,10 @@ def read_records(
         run
         for run, spec in specs
         if spec.protocol.name == protocol.name and (spec.method.name == SHARED_METHOD) == shared and keep(spec)
+        if not spec.method.imported or view.setting == OFFICIAL.setting
     ]
-    return [_record(run, view, protocol) for run in runs], problems
+    one_mask = replace(OFFICIAL, checkpoint=IMPORTED)
+    return [_record(run, one_mask if run.spec.method.imported else view, protocol) for run in runs], problems
 
 
 def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
@@ -310,6 +313,7 @@ class RowKey(NamedTuple):
     config: str
     modified: bool
     overrides: tuple[str, ...]
+    imported: bool
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
@@ -317,7 +321,7 @@ class RowKey(NamedTuple):
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)
-        return cls(spec.method.name, spec.method.version, config, modified, overrides)
+        return cls(spec.method.name, spec.method.version, config, modified, overrides, spec.method.imported)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:

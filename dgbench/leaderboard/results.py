@@ -43,8 +43,8 @@ class CenterResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method with one configuration; a ``control`` row had more draws than the protocol gives. ``mean`` is empty and ``worst`` ``None``
-    unless every center and seed is there; ``cost`` is None where no run tells of it."""
+    """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
+    known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it."""
 
     label: str
     method: str
@@ -52,6 +52,7 @@ class Row:
     config: Mapping[str, Any]
     modified: bool
     control: bool
+    imported: bool
     seeds: tuple[int, ...]
     centers: Mapping[str, CenterResult]
     mean: Mapping[str, Score]

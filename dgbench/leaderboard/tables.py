@@ -36,10 +36,12 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
         sheets.append(_table_sheet(compiled, table, position))
         if table.statistics is not None:
             sheets += _statistics_sheets(table, table.statistics)
-        if any(row.complete for row in table.rows):
+        if any(row.complete and not row.imported for row in table.rows):
             sheets.append(_detection_sheet(table))
         if any(row.cost for row in table.rows):
             sheets.append(_cost_sheet(table))
+        if any(row.imported for row in table.rows):
+            sheets.append(_imported_sheet(table))
         if table.missing:
             sheets.append(missing_sheet(table))
     if not sheets:
@@ -72,11 +74,12 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
             "; ".join(("incomplete, not ranked", *row.notes) if not row.complete else row.notes),
         )
         for row in table.rows
+        if not row.imported
     ]
     undefined = any(UNDEFINED in row for row in rows)
     return Sheet(
         heading=_heading(compiled, table, position),
-        columns=columns,
+        columns=columns if rows else (),
         rows=tuple(rows),
         footer=("undefined: no case of a center defines the metric under this policy",) if undefined else (),
         numeric=frozenset(columns) - {"method", NOTES},
@@ -169,7 +172,7 @@ def _detection_sheet(table: Table) -> Sheet:
     rows = [
         (row.label, *(_detection_cell(metric, row.mean.get(metric)) for metric in words))
         for row in table.rows
-        if row.complete
+        if row.complete and not row.imported
     ]
     return Sheet(
         heading=(
@@ -219,6 +222,37 @@ def _cost_sheet(table: Table) -> Sheet:
         columns=columns,
         rows=tuple(rows),
         numeric=frozenset(columns) - {"method"},
+    )
+
+
+def _imported_sheet(table: Table) -> Sheet:
+    """Prediction sets of systems that were not trained under the protocol, by mean DSC."""
+    metrics, counted = METRICS[1:], DETECTION[:2]
+    columns = (
+        *("training", "system", *(f"DSC {center}" for center in table.centers), "mean DSC"),
+        *(*(HEADERS[metric] for metric in metrics), "sensitivity", "FP per case", "cost", "seeds", NOTES),
+    )
+    rows = [
+        (
+            *("not ours", row.label),
+            *(_center_cell(table, row, center) for center in table.centers),
+            number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
+            *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
+            *(_detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
+            *("unknown", ", ".join(map(str, row.seeds)), "; ".join(row.notes)),
+        )
+        for row in table.rows
+        if row.imported
+    ]
+    return Sheet(
+        heading=(
+            "Imported prediction sets: masks of systems that were not trained under this protocol, never ranked with rows that were",
+            "one mask per case: setting F-Seg, no threshold and no checkpoint to choose, whatever the view above; what they were trained "
+            "on, with which budget and at what cost is not known here",
+        ),
+        columns=columns,
+        rows=tuple(rows),
+        numeric=frozenset(columns) - {"training", "system", "cost", NOTES},
     )
 
 

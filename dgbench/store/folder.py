@@ -28,6 +28,8 @@ SCHEMA = 1
 """Version of the files of a run folder."""
 SHARED_METHOD = "_pancreas"
 """The method folder of the stages that all methods of a split share."""
+IMPORTED = "imported"
+"""The checkpoint of the rows of an imported prediction set, which has none."""
 CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
 
@@ -71,13 +73,15 @@ class ProtocolRef(Frozen):
 
 class MethodRef(Frozen):
     """The method of a run with its complete configuration. ``draws_factor`` multiplied the protocol's budget: a control row, never
-    ranked, where it is not 1."""
+    ranked, where it is not 1. ``imported``: a system that was not trained under the protocol, of which only masks are known; such a run
+    has no stages."""
 
     name: str
     version: int
     title: str
     config: dict[str, JsonValue]
     draws_factor: Annotated[int, Field(ge=1)] = 1
+    imported: bool = False
 
 
 class StageRef(Frozen):

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from dgbench.data.case import Case, Center
+from dgbench.data.preparation import VERSION as PREPARATION
 from dgbench.data.splits import Split
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.protocol import ResolvedProtocol
+from dgbench.store.folder import ProtocolRef
+from dgbench.store.keys import key_of
 
 RECIPE = 1
 """Raised when the harness's numerics change, so that no old result is taken for a new one (protocol.md §3)."""
@@ -39,3 +42,19 @@ class TrainJob:
     def steps(self) -> int:
         """Training steps, from the protocol's draws and the method's factor on them."""
         return self.resolved.steps(self.stage, self.info.draws_factor)
+
+
+def protocol_reference(resolved: ResolvedProtocol) -> ProtocolRef:
+    """The protocol as a run names it. Its ``content`` is what must be equal in the protocol and the harness for two runs to share a table,
+    overrides of the preset aside."""
+    protocol, plain = resolved.protocol, resolved.protocol.resolve(resolved.preset_name)
+    return ProtocolRef(
+        name=protocol.name,
+        version=protocol.version,
+        content=key_of({"protocol": plain.identity(), "recipe": RECIPE, "preparation": PREPARATION}),
+        kind=protocol.kind,
+        preset=resolved.preset_name,
+        ranked=resolved.ranked,
+        modified=resolved.modified,
+        converged=resolved.preset.converged,
+    )

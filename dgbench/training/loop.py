@@ -34,8 +34,9 @@ from dgbench.store.checkpoint_file import (
 from dgbench.training.build import method_of
 from dgbench.training.interrupt import StopRequest, stop_requests
 from dgbench.training.job import TrainJob
+from dgbench.training.selection import center_mean, validation_steps
 from dgbench.training.step import AdamMaker, TrainingContext, run_step
-from dgbench.training.validation import center_mean, stage_predictor, validate
+from dgbench.training.validation import stage_predictor, validate
 
 LOG_EVERY = 20
 PREPARING = "preparing cases"
@@ -117,7 +118,7 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
 def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
     job, method, state = training.job, training.method, training.state
     total = job.steps
-    validations = _validation_steps(total, job.resolved.preset.validations)
+    validations = validation_steps(total, job.resolved.preset.validations)
     for step, batch in _batches(training, state.step, total):
         torch.manual_seed(derive_seed(job.seed, "step", job.stage, step))
         phase, factor, losses = run_step(
@@ -189,11 +190,6 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         clear_frames(error.__traceback__)  # they hold the loader, whose workers would outlive this training
         *trace, line = str(error).strip().splitlines()
         raise type(error)(line.partition(": ")[2] if trace else line) from None
-
-
-def _validation_steps(total: int, count: int) -> frozenset[int]:
-    """``count`` equal fractions of the budget, the last one its end."""
-    return frozenset(max(1, round(total * (index + 1) / count)) for index in range(count))
 
 
 def _validate(training: StageTraining) -> None:

@@ -35,13 +35,3 @@ def validate(
         reference = np.isin(case.label_box(box.lo, box.hi), settings.target)
         scores.append(dice(reference, probability >= CHAIN_THRESHOLD))
     return scores
-
-
-def center_mean(scores: Sequence[float], centers: Sequence[str]) -> float:
-    """The mean over centers of the mean over cases; cases without a value are left out."""
-    means = []
-    for center in sorted(set(centers)):
-        own = [score for score, name in zip(scores, centers, strict=True) if name == center and not np.isnan(score)]
-        if own:
-            means.append(float(np.mean(own)))
-    return float(np.mean(means)) if means else float("nan")

@@ -1,4 +1,8 @@
-"""Records of runs: finished run folders without weights, predictions and pictures, small enough to be committed and shared."""
+"""Records of runs: finished run folders without weights, predictions and pictures, small enough to be committed and shared.
+
+``record.json`` names every file of a record with its sha256, a hash over these, and the record's tier. A second record of the same key,
+made in another environment, is kept inside the first, under ``reproductions/``, and can raise its tier.
+"""
 
 import shlex
 import shutil
@@ -6,39 +10,56 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dgbench.atomic import make_folder, unwritable, write_json
+from dgbench.atomic import TEMPORARY_PREFIX, make_folder, unwritable, write_json
 from dgbench.errors import DgbenchError
 from dgbench.store.folder import RunFolder, read_status
+from dgbench.store.keys import key_of
+from dgbench.store.manifest import REPRODUCTIONS, Manifest, environment_of
+from dgbench.store.tiers import supported_tier
 
 KEPT = ("spec.json", "status.json", "env.json", "cost.json")
 KEPT_OF_EVALUATION = ("spec.json", "status.json", "cases.parquet", "times.parquet")
 KEPT_OF_STAGE = ("spec.json", "status.json", "result.json", "validation.jsonl", "times.jsonl")
 
 
-def archive(run: RunFolder, root: Path) -> Path:
-    """Write the record of a finished, evaluated run below ``root``, replacing an older one as a whole; its folder.
+def write_record(run: RunFolder, root: Path) -> Path:
+    """Write the record of a finished, evaluated run below ``root`` and return its folder.
 
-    A record can be compiled and read like its run, but not trained on or evaluated. Its command names no folder of this machine.
-    Raises DgbenchError for a run that is not done, or a ``root`` that cannot be written.
+    It takes the place of an older record of the same key that was made in the same environment; beside one of another environment it
+    becomes a reproduction of that. The tier is what the reproductions then support (:func:`dgbench.store.tiers.supported_tier`). A record
+    can be compiled and read like its run, but not trained on or evaluated. Its command names no folder of this machine.
+
+    Raises:
+        DgbenchError: the run is not done or its preset was modified, or ``root`` cannot be written.
     """
     for folder in (run.path, run.evaluation):
         status = read_status(folder)
         if status.state != "done":
             raise DgbenchError(f"{folder} is {status.state} — only finished runs become records")
-    target = root / run.relative
+    if run.spec.protocol.modified:
+        raise DgbenchError(f"{run.path}: its preset was modified — only runs of a preset as it is become records")
+    record = target = root / run.relative
+    environment = environment_of(run.path)
+    if (record / "spec.json").is_file() and environment_of(record) != environment:
+        target = record / REPRODUCTIONS / key_of(environment)[:8]
     make_folder(target.parent)
     try:
-        with tempfile.TemporaryDirectory(prefix=".record-", dir=target.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=root) as temporary:
             new = Path(temporary) / target.name
             for name in _files(run):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.path / name, new / name)
             write_json(new / "spec.json", {**run.spec.dump(), "command": _portable(run.spec.command)})
+            if (target / REPRODUCTIONS).is_dir():
+                shutil.copytree(target / REPRODUCTIONS, new / REPRODUCTIONS)
+            Manifest.of(new, supported_tier(new)).write(new)
             if target.exists():
                 target.rename(Path(temporary) / "older")
             new.rename(target)
     except OSError as error:
         raise unwritable(target, error) from error
+    if target != record:
+        Manifest.of(record, supported_tier(record)).write(record)
     return target
 
 

@@ -1,0 +1,72 @@
+"""What second records of the same key, made elsewhere, say about a record: experimental, reproduced or verified.
+
+A key holds everything that should decide a run's numbers, but not the machine. ``reproduced``: in another environment every mean DSC
+came out the same within :data:`MEAN_TOLERANCE`. ``verified``: there every single case did, within :data:`CASE_TOLERANCE`. Compared are
+the held-out rows at the official threshold and checkpoint, in every setting of the record.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgbench.errors import DgbenchError
+from dgbench.store.manifest import REPRODUCTIONS, Tier, environment_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEAN_TOLERANCE = 0.02
+"""Largest difference of a mean DSC, in [0, 1]."""
+CASE_TOLERANCE = 0.01
+"""Largest difference of the DSC of a case, in [0, 1]."""
+TIERS: tuple[Tier, ...] = ("experimental", "reproduced", "verified")
+
+
+def reproductions(record: Path) -> list[Path]:
+    """The second records inside a record, sorted."""
+    return sorted(path for path in (record / REPRODUCTIONS).glob("*") if path.is_dir())
+
+
+def supported_tier(record: Path) -> Tier:
+    """The highest tier that the reproductions of ``record`` support.
+
+    Raises:
+        DgbenchError: a reproduction was made in the environment of the record or of another one, or its rows cannot be read.
+    """
+    known = [environment_of(record)]
+    tier: Tier = "experimental"
+    for second in reproductions(record):
+        if not known[0] or environment_of(second) in known:
+            raise DgbenchError(f"{second}: made in an environment that the record has already — remove it")
+        known.append(environment_of(second))
+        tier = max(tier, agreement(_official(record), _official(second)), key=TIERS.index)
+    return tier
+
+
+def agreement(first: "pd.Series[float]", second: "pd.Series[float]") -> Tier:
+    """The tier that two DSC columns, indexed by (setting, case), support."""
+    if not first.index.sort_values().equals(second.index.sort_values()):
+        return "experimental"
+    difference = first - second
+    if bool((difference.abs() <= CASE_TOLERANCE).all()):
+        return "verified"
+    means = difference.groupby(level="setting").mean().abs()
+    return "reproduced" if bool((means <= MEAN_TOLERANCE).all()) else "experimental"
+
+
+def _official(record: Path) -> "pd.Series[float]":
+    """DSC of the held-out cases at threshold 0.5, source-val checkpoint; 0 for failed cases and two empty masks."""
+    import numpy as np
+    import pandas as pd
+
+    path = record / "evaluation" / "cases.parquet"
+    try:
+        rows = pd.read_parquet(path, columns=["case", "role", "setting", "checkpoint", "threshold", "dsc"])
+    except (OSError, ValueError) as error:
+        raise DgbenchError(f"{path}: not a readable table ({' '.join(str(error).split())})") from error
+    wanted = (
+        (rows["role"] == "held-out")
+        & (rows["checkpoint"] == "source-val")
+        & np.isclose(rows["threshold"], 0.5, atol=1e-6)
+    )
+    dsc: pd.Series[float] = rows[wanted].set_index(["setting", "case"])["dsc"].fillna(0.0)
+    return dsc

@@ -1,0 +1,275 @@
+"""One record: whose files are as they were submitted, whose keys follow from what it says, and whose budget is the protocol's."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgbench import __version__
+from dgbench.atomic import read_json, read_jsonl
+from dgbench.errors import DgbenchError
+from dgbench.evaluation.imported import imported_key
+from dgbench.evaluation.metrics import NUMBERS
+from dgbench.info import MethodInfo
+from dgbench.launch.plan import judged_how, phantom_recipe, run_key
+from dgbench.protocol import Protocol, ResolvedProtocol
+from dgbench.registry import discover
+from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, read_status
+from dgbench.store.keys import diff, key_of
+from dgbench.store.record import KEPT, KEPT_OF_EVALUATION, KEPT_OF_STAGE
+from dgbench.training.job import protocol_reference
+from dgbench.training.selection import center_mean, validation_steps
+
+IMPORT_LACKS = ("env.json", "cost.json", "evaluation/times.parquet")
+"""Files that the record of an imported prediction set does not have: nothing ran."""
+KEYED_WITHOUT_NUMBERS = 3
+"""Evaluations up to this version state ``numbers``, but were keyed before that field existed."""
+SELECTED_EXACTLY = 1e-9
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record on disk: a folder below ``root`` in the place that its spec names, or one of its reproductions."""
+
+    root: Path
+    path: Path
+    spec: RunSpec
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is of the stages that all methods of a split share."""
+        return self.spec.method.name == SHARED_METHOD
+
+    @property
+    def own(self) -> dict[str, StageRef]:
+        """The stages that the run trained itself."""
+        home = self.spec.folder(Path()).as_posix()
+        return {name: stage for name, stage in self.spec.stages.items() if stage.folder == f"{home}/{name}"}
+
+    def stage(self, name: str) -> Path:
+        """The folder of a stage: inside the record, or in that of the shared stages."""
+        return self.path / name if name in self.own else self.root / self.spec.stages[name].folder
+
+
+def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
+    """Everything but the rows; the resolved protocol of the record.
+
+    Raises:
+        DgbenchError: what does not hold, in one line that names the file.
+    """
+    _check_complete(record)
+    resolved = _check_protocol(record, protocol)
+    stages = {name: _check_stage(record, name, resolved) for name in record.spec.stages}
+    if record.spec.method.imported:
+        _check_imported_key(record)
+    else:
+        keys = {name: str(identity["key"]) for name, identity in stages.items()}
+        shared = {name: key for name, key in keys.items() if name not in record.own}
+        key = run_key(resolved, {name: keys[name] for name in record.own}, shared)
+        _equal(record.path / "spec.json", "key", record.spec.key, key, "what follows from the keys of its stages")
+    _check_evaluation(record, resolved)
+    return resolved
+
+
+def _check_imported_key(record: Record) -> None:
+    spec = record.spec
+    stated = read_json(record.path / "evaluation" / "spec.json")
+    evaluation = {field: value for field, value in stated.items() if field != "key"}
+    key = imported_key(spec.method.name, spec.heldout, spec.seed, spec.protocol.content, evaluation)
+    _equal(record.path / "spec.json", "key", spec.key, key, "what follows from its evaluation")
+
+
+def validation_cases(record: Record, stage: str) -> tuple[str, ...]:
+    """The source-validation cases of a stage, as its training states them."""
+    return tuple(read_json(record.stage(stage) / "spec.json")["split"]["validation"])
+
+
+def _check_complete(record: Record) -> None:
+    wanted = [*KEPT, *(f"evaluation/{name}" for name in KEPT_OF_EVALUATION)]
+    if record.spec.method.imported:
+        wanted = [name for name in wanted if name not in IMPORT_LACKS]
+    for path in [
+        *(record.path / name for name in wanted),
+        *(record.stage(stage) / name for stage in record.spec.stages for name in KEPT_OF_STAGE),
+    ]:
+        if not path.is_file():
+            raise DgbenchError(f"{path}: no such file — a record is complete; submit the run again")
+        if path.name == "status.json" and (state := read_status(path.parent).state) != "done":
+            raise DgbenchError(f"{path}: {state} — only finished runs are records")
+
+
+def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
+    """Version, content and standing of the protocol, who was held out and who trained."""
+    spec, path = record.spec, record.path / "spec.json"
+    ours, theirs = (".".join(version.split(".")[:2]) for version in (__version__, spec.dgbench))
+    if (theirs, spec.protocol.version) != (ours, protocol.version):
+        raise DgbenchError(
+            f"{path}: dgbench {spec.dgbench}, protocol version {spec.protocol.version}; this is dgbench {__version__} with version "
+            f"{protocol.version} — verify it with the version that made it"
+        )
+    if spec.protocol.modified or spec.protocol.preset not in protocol.presets:
+        raise DgbenchError(
+            f"{path}: preset {spec.protocol.preset} {'was modified' if spec.protocol.modified else 'is unknown'} — records are of a "
+            f"preset of the protocol as it is ({', '.join(protocol.presets)})"
+        )
+    resolved = protocol.resolve(spec.protocol.preset)
+    expected = protocol_reference(resolved)
+    if not spec.protocol.converged:  # shown later: a record does not claim it
+        expected = expected.model_copy(update={"converged": False})
+    _same(path, "protocol", spec.protocol.model_dump(), expected.model_dump(), f"protocol {protocol.name}")
+    if spec.heldout not in protocol.centers:
+        raise DgbenchError(f"{path}: heldout {spec.heldout!r} is no center of protocol {protocol.name}")
+    own = [name for name, stage in protocol.stages.items() if (stage.recipe is not None) == record.shared]
+    stages = [*(() if record.shared else protocol.shared_stages), *own]
+    if spec.method.imported:
+        stages = []
+    _same(path, "stages", list(spec.stages), stages, f"protocol {protocol.name}")
+    _same(path, "own stages", list(record.own), [] if spec.method.imported else own, f"protocol {protocol.name}")
+    others = [] if spec.method.imported else [name for name in protocol.centers if name != spec.heldout]
+    sources = [name for name in spec.sources if name not in spec.support]
+    _same(path, "sources", sorted(sources), sorted(others), f"protocol {protocol.name}")
+    if not set(spec.support) <= set(protocol.support_centers) & set(spec.sources):
+        raise DgbenchError(
+            f"{path}: support {', '.join(spec.support)}: not support centers of protocol {protocol.name}"
+        )
+    if resolved.preset.phantom is not None and "phantom" in spec.data.centers:
+        from dgbench.data.phantom import fingerprint
+
+        recipe = fingerprint(phantom_recipe(resolved.preset.phantom))
+        _equal(
+            path, "data.centers.phantom", spec.data.centers["phantom"], recipe, f"the phantom of {spec.protocol.preset}"
+        )
+    return resolved
+
+
+def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[str, Any]:
+    """The training of one stage: its key from what it states, what it states from the protocol, its budget, its selection."""
+    spec, folder = record.spec, record.stage(name)
+    path = folder / "spec.json"
+    stated = read_json(path)
+    identity = {field: value for field, value in stated.items() if field != "key"}
+    _equal(path, "key", stated.get("key"), key_of(identity), "what follows from its other fields")
+    _equal(
+        record.path / "spec.json",
+        f"stages.{name}.key",
+        spec.stages[name].key,
+        stated["key"],
+        f"the training in {folder}",
+    )
+    try:
+        method, split = identity["method"], identity["split"]
+        factor = _draws_factor(record, name, resolved)
+        steps = resolved.steps(name, factor)
+        _equal(path, "stage", identity["stage"], name, "the name of its folder")
+        _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
+        _equal(path, "seed", identity["seed"], spec.seed, "the run")
+        _same(path, "environment", identity["environment"], spec.environment.model_dump(), "the run")
+        if name in record.own and not record.shared:
+            run = spec.method
+            _same(
+                path,
+                "method",
+                {field: method[field] for field in ("name", "version", "config")},
+                {"name": run.name, "version": run.version, "config": run.config},
+                "the run",
+            )
+        else:
+            _equal(
+                path, "method.name", method["name"], resolved.protocol.stages[name].recipe, "the recipe of the stage"
+            )
+        _equal(path, "steps", identity["steps"], steps, f"the budget of preset {spec.protocol.preset}")
+        heldout = [case for case in (*split["train"], *split["validation"]) if case.startswith(f"{spec.heldout}/")]
+        if heldout or spec.heldout in split["sources"]:
+            raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
+        _check_result(folder, steps, steps * resolved.cases_per_step(name), split["validation"], resolved)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DgbenchError(
+            f"{folder}: a field is missing or of another kind ({error}) — submit the run again"
+        ) from None
+    return stated
+
+
+def _draws_factor(record: Record, name: str, resolved: ResolvedProtocol) -> int:
+    """By how much the method multiplies the protocol's draws: the run's stamp, which must be the method's own where it is known here."""
+    method = record.spec.method
+    if name not in record.own or record.shared:
+        return 1
+    info = discover().get(method.name)
+    if isinstance(info, MethodInfo) and info.version == method.version:
+        _equal(
+            record.path / "spec.json",
+            "method.draws_factor",
+            method.draws_factor,
+            info.draws_factor,
+            f"method {info.name}",
+        )
+    return method.draws_factor
+
+
+def _check_result(folder: Path, steps: int, draws: int, validated: list[str], resolved: ResolvedProtocol) -> None:
+    """Steps and draws are the budget, and the selected step is the best of the stored validations."""
+    path, log = folder / "result.json", folder / "validation.jsonl"
+    result = read_json(path)
+    budget = f"the budget of preset {resolved.preset_name}"
+    _equal(path, "steps", result["steps"], steps, budget)
+    _equal(path, "draws", result["draws"], draws, budget)
+    _equal(
+        folder / "times.jsonl", "steps", sum(row["steps"] for row in read_jsonl(folder / "times.jsonl")), steps, budget
+    )
+    rows = read_jsonl(log)
+    expected = [
+        (step, case) for step in sorted(validation_steps(steps, resolved.preset.validations)) for case in validated
+    ]
+    found = [(row["step"], row["case"]) for row in rows]
+    if sorted(found) != sorted(expected):
+        missing = sorted(set(expected) - set(found))
+        what = f"no validation of {missing[0][1]} at step {missing[0][0]}" if missing else "validations too many"
+        raise DgbenchError(f"{log}: {len(found)} rows, expected {len(expected)}: {what} — submit the run again")
+    best, best_step = -math.inf, None
+    for step in dict.fromkeys(row["step"] for row in rows):
+        here = [row for row in rows if row["step"] == step]
+        scores = [math.nan if row["dsc"] is None else float(row["dsc"]) for row in here]
+        if any(not 0 <= score <= 1 for score in scores if not math.isnan(score)):
+            raise DgbenchError(f"{log}: a DSC at step {step} is outside of 0 to 1")
+        mean = center_mean(scores, [str(row["case"]).partition("/")[0] for row in here])
+        if mean > best:
+            best, best_step = mean, step
+    _equal(path, "best_step", result["best_step"], best_step, "the best of validation.jsonl")
+    if abs(result["best_dsc"] - best) > SELECTED_EXACTLY:
+        raise DgbenchError(f"{path}: best_dsc is {result['best_dsc']:.6f}, validation.jsonl gives {best:.6f}")
+
+
+def _check_evaluation(record: Record, resolved: ResolvedProtocol) -> None:
+    """The evaluation is of the run's own weights, made as the protocol says, and its key follows from what it states."""
+    path = record.path / "evaluation" / "spec.json"
+    stated = read_json(path)
+    identity = {field: value for field, value in stated.items() if field != "key"}
+    early = not record.spec.method.imported and identity.get("version", 0) <= KEYED_WITHOUT_NUMBERS
+    keyed = {field: value for field, value in identity.items() if not (early and field == "numbers")}
+    _equal(path, "key", stated.get("key"), key_of(keyed), "what follows from its other fields")
+    trained = {name: stage.key for name, stage in record.spec.stages.items()}
+    _same(path, "train_keys", identity.get("train_keys"), trained, "the run")
+    _equal(path, "numbers", identity.get("numbers"), NUMBERS, "the meaning of numbers in this version")
+    how = (
+        {"metrics": resolved.protocol.metrics.model_dump(mode="json")}
+        if record.spec.method.imported
+        else judged_how(resolved)
+    )
+    _same(path, "how", identity.get("how"), how, f"protocol {resolved.protocol.name}")
+    if "phantom" in record.spec.data.centers:
+        identity_of_data = record.spec.data.centers["phantom"]
+        _equal(path, "fingerprint", identity.get("fingerprint"), identity_of_data, "the phantom of the run")
+
+
+def _equal(path: Path, what: str, found: Any, expected: Any, source: str) -> None:
+    if found != expected:
+        raise DgbenchError(f"{path}: {what} is {_short(found)}, {source} gives {_short(expected)}")
+
+
+def _same(path: Path, what: str, found: Any, expected: Any, source: str) -> None:
+    if lines := diff({what: expected}, {what: found}):
+        raise DgbenchError(f"{path}: differs from {source}: {lines[0]}")
+
+
+def _short(value: Any) -> str:
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -1,0 +1,134 @@
+"""A folder of records: each one checked, what they say of the same cases compared, the tables rebuilt."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgbench.atomic import read_json
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.sheets import to_markdown
+from dgbench.leaderboard.tables import leaderboard_sheets
+from dgbench.protocol import Protocol, load_protocol
+from dgbench.store.folder import RunFolder, RunSpec, iter_runs
+from dgbench.store.manifest import MANIFEST, Manifest
+from dgbench.store.tiers import TIERS, reproductions, supported_tier
+from dgbench.verification.record import Record, check_record
+from dgbench.verification.rows import OF_REFERENCE, check_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+References = dict[tuple[str, str], tuple[str, "pd.DataFrame"]]
+"""By evaluated files and stage: the record that came first, and the references of its cases."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one pass found: number of records, why any is refused, and lines for people (tiers, holes, tables)."""
+
+    records: int
+    refused: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
+    """Check every record below ``root``; protocols that are not shipped are given. Holes between records are listed, not refused; a
+    committed table ``<protocol>-<preset>.md`` that is not made of the records is refused.
+
+    Raises:
+        DgbenchError: ``root`` is no folder, or holds no record.
+    """
+    if not root.is_dir():
+        raise DgbenchError(f"{root}: no such folder — name the folder of the records, such as leaderboards")
+    refused: list[str] = []
+    runs = list(iter_runs(root, lambda _, error: refused.append(str(error))))
+    total = len(runs) + len(refused)
+    if not total:
+        raise DgbenchError(f"{root}: holds no record — write some with `dgbench submit RUN --to {root}`")
+    contracts = {protocol.name: protocol for protocol in protocols}
+    references: References = {}
+    for run in runs:
+        try:
+            contract = contracts.get(run.spec.protocol.name) or load_protocol(run.spec.protocol.name)
+            contracts[contract.name] = contract
+            for record in _records(run):
+                Manifest.read(record.path).check(record.path)
+                _check_agreement(record, check_rows(record, check_record(record, contract)), references)
+            _check_tier(run)
+        except DgbenchError as error:
+            refused.append(str(error))
+    lines: list[str] = []
+    if not refused:
+        lines.append(_summary(runs))
+        for name, preset in dict.fromkeys((run.spec.protocol.name, run.spec.protocol.preset) for run in runs):
+            try:
+                lines += _check_table(root, contracts[name], preset)
+            except DgbenchError as error:
+                refused.append(str(error))
+    return Report(total, tuple(refused), tuple(lines))
+
+
+def _records(run: RunFolder) -> Iterator[Record]:
+    """The record itself, then its reproductions, which are of the same run."""
+    yield Record(run.root, run.path, run.spec)
+    for folder in reproductions(run.path):
+        spec = RunSpec.read(folder)
+        if spec.key != run.spec.key or spec.folder(run.root) != run.path:
+            raise DgbenchError(f"{folder / 'spec.json'}: is of run {spec.key[:8]}, the record is of {run.spec.key[:8]}")
+        yield Record(run.root, folder, spec)
+
+
+def _check_agreement(record: Record, rows: "pd.DataFrame", references: References) -> None:
+    """Records of the same evaluated files have the same held-out cases with the same references."""
+    path = record.path
+    content = str(read_json(record.path / "evaluation" / "spec.json")["content"])
+    heldout = rows[(rows["role"] == "held-out") & ~rows["failed"].astype(bool)]
+    for stage, of_stage in heldout.groupby("stage"):
+        own = of_stage.groupby("case")[list(OF_REFERENCE)].first()
+        name, known = references.setdefault(
+            (content, str(stage)), (record.path.relative_to(record.root).as_posix(), own)
+        )
+        common = known.index.intersection(own.index)
+        if set(rows.loc[rows["role"] == "held-out", "case"]) < set(known.index):
+            raise DgbenchError(
+                f"{record.path}: {len(own)} held-out cases, {name} has {len(known)} — a record holds all of them"
+            )
+        wrong = (known.loc[common] != own.loc[common]).any(axis=1)
+        if wrong.any():
+            raise DgbenchError(
+                f"{path}: case {wrong[wrong].index[0]}: its reference is not that in {name}, of the same files"
+            )
+
+
+def _check_tier(run: RunFolder) -> None:
+    claimed, supported = Manifest.read(run.path).tier, supported_tier(run.path)
+    if TIERS.index(claimed) > TIERS.index(supported):
+        raise DgbenchError(
+            f"{run.path / MANIFEST}: tier {claimed}, its {len(reproductions(run.path))} reproductions support {supported} — a second "
+            "record of the same key from another environment raises it (`dgbench submit`)"
+        )
+
+
+def _summary(runs: list[RunFolder]) -> str:
+    counts = Counter(Manifest.read(run.path).tier for run in runs)
+    return f"{len(runs)} records verified: {', '.join(f'{counts[tier]} {tier}' for tier in TIERS if counts[tier])}"
+
+
+def _check_table(root: Path, protocol: Protocol, preset: str) -> list[str]:
+    """Holes of one protocol and preset, and its committed table against what the records give."""
+    compiled = compile_runs(root, protocol=protocol, preset=preset)
+    lines = [
+        f"hole: {hole.label}, held-out {hole.heldout}, seed {hole.seed}: {hole.reason} — {hole.command}"
+        for table in compiled.tables
+        for hole in table.missing
+    ]
+    page = root / f"{protocol.name}-{preset}.md"
+    command = f"dgbench leaderboard --runs {root} --protocol {protocol.name} --preset {preset} --format md > {page}"
+    if not page.is_file():
+        return [*lines, f"table {page.name} is not there — {command}"]
+    if page.read_text(encoding="utf-8").strip() != to_markdown(leaderboard_sheets(compiled)).strip():
+        raise DgbenchError(f"{page}: is not the table of these records — {command}")
+    return [*lines, f"table {page.name} is that of the records"]
