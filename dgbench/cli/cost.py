@@ -2,12 +2,17 @@
 
 import json
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgbench.cli import options
 from dgbench.errors import DgbenchError
+
+if TYPE_CHECKING:
+    from dgbench.info import MethodConfig, MethodInfo
+    from dgbench.launch.machine import Machine
+    from dgbench.protocol import ResolvedProtocol
 
 
 class ConventionName(StrEnum):
@@ -30,11 +35,23 @@ def cost(
     ] = ConventionName.table_vi,
     protocol: options.Protocol = "pancreas-tumor",
     preset: options.Preset = "paper",
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="Measure instead: a training step and a prediction of each stage, peak memory, on this idle machine.",
+        ),
+    ] = False,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measurements of each, with --time.")] = 20,
+    device: options.Device = None,
+    threads: options.Threads = None,
     form: options.Format = options.ListFormat.table,
 ) -> None:
-    """Parameters and operations (1e9) of a method's networks, the sum of its stages, for one crop each. Nothing is trained or read."""
+    """Parameters and operations (1e9) of a method's networks, the sum of its stages, for one crop each. Nothing is trained or read; with
+    --time, steps on random crops are."""
     from dgbench.evaluation.run_cost import method_cost
     from dgbench.info import MethodInfo
+    from dgbench.launch.machine import this_machine
     from dgbench.launch.plan import split_overrides
     from dgbench.protocol import load_protocol
     from dgbench.registry import discover, find_method
@@ -48,6 +65,12 @@ def cost(
     if len(names) > 1 and method_overrides:
         raise DgbenchError(f"--set {next(iter(method_overrides))}=…: name one method, settings belong to one")
     n_sources = len(contract.centers) - 1
+    if time:
+        infos = [find_method(name) for name in names]
+        chosen = {info.name: (info, info.configure(method_overrides)) for info in infos}
+        machine = this_machine(resolved.preset.precision, device=device, threads=threads, devices=1)
+        _time(chosen, resolved, n_sources, repeats, machine, form)
+        return
     rows = []
     for name in names:
         info = find_method(name)
@@ -88,3 +111,44 @@ def cost(
             + ("one operation" if convention is ConventionName.macs else "two operations")
         )
     )
+
+
+def _time(
+    methods: "dict[str, tuple[MethodInfo, MethodConfig]]",
+    resolved: "ResolvedProtocol",
+    n_sources: int,
+    repeats: int,
+    machine: "Machine",
+    form: options.ListFormat,
+) -> None:
+    from dgbench.launch.timing import time_methods
+
+    measured = time_methods(methods, resolved, n_sources, machine, repeats)
+    if form is options.ListFormat.json:
+        typer.echo(json.dumps(measured, indent=2))
+        return
+    first = measured["methods"][0]
+    options.print_rows(
+        [
+            {
+                "method": row["method"],
+                **{f"{name} step, ms": _quartiles(stage["training_step"]) for name, stage in row["stages"].items()},
+                f"× {first['method']}": f"{row['step_ms'] / first['step_ms']:.2f}",
+                "prediction, ms": f"{row['prediction_ms']:.0f}",
+                "peak memory, MiB": f"{row['peak_mib']:.0f}",
+            }
+            for row in measured["methods"]
+        ],
+        form,
+    )
+    where = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value is not None)
+    flips = "eight flips" if resolved.preset.tta else "no flips"
+    typer.echo(
+        f"\n{resolved.protocol.name}, preset {resolved.preset_name}: medians of {repeats}, methods in turns (quartiles in brackets), on "
+        f"random crops in memory; × of the sum of the steps; prediction: one crop of each stage, {flips}; peak memory of a step above the "
+        f"built method, the larger of the stages\n{where}"
+    )
+
+
+def _quartiles(values: dict[str, float]) -> str:
+    return f"{values['median']:.0f} [{values['q25']:.0f}, {values['q75']:.0f}]"
