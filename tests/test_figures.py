@@ -335,6 +335,7 @@ def test_overlays_show_a_column_per_method_and_go_on_with_a_page(tmp_path: Path)
         axis.get_ylabel() for axis in drawing.sheets[0].figure.axes
     ]
     assert "DSC 90.0" in text_of(drawing.sheets[0])
+    assert "intensities −100 to 240 (CT: HU)" in " ".join(text_of(drawing.sheets[0]).split())
 
 
 # Failures

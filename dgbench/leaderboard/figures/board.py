@@ -64,10 +64,11 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """One table and its cells: rows in the order of the table, then centers, then seeds. ``older`` counts tables of the same preset
-    that are not comparable with this one."""
+    that are not comparable with this one; ``intensities`` says what stored slices show."""
 
     compiled: Compiled
     table: Table
+    intensities: str
     cells: Sequence[Cell]
     older: int = 0
 
@@ -187,7 +188,10 @@ def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = 
         for center in table.centers
         for seed, folder in sorted(row.centers[center].folders.items())
     ]
-    return Board(compiled=compiled, table=table, cells=cells, older=len(there) - 1)
+    shown = protocol.task.intensity
+    between = f"{shown.low:g} to {shown.high:g}".replace("-", "−")
+    intensities = f"percentiles {between}" if shown.kind == "percentile" else f"intensities {between} (CT: HU)"
+    return Board(compiled=compiled, table=table, intensities=intensities, cells=cells, older=len(there) - 1)
 
 
 def _folders(row: Row) -> list[Mapping[int, str]]:

@@ -176,7 +176,7 @@ def _gallery(
     seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in shown.values()}))
     footer = [
         f"cases with a {_whose(options)} below {100 * options.limit:g} points, the worst of each center and lesion type first, at most "
-        f"{MOST_CASES}; the axial slice with most of the reference tumor, CT from −100 to 240 HU; corner: the lesion enlarged; DSC in "
+        f"{MOST_CASES}; the axial slice with most of the reference tumor, {board.intensities}; corner: the lesion enlarged; DSC in "
         f"points (0–100) of the whole volume, seed {seeds}",
         *notes,
     ]

@@ -111,7 +111,7 @@ def _page(
 ) -> "Sheet":
     seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in shown.values()}))
     footer = [
-        f"cases chosen by the {whose}, over finished seeds; the axial slice with most of the reference tumor, CT from −100 to 240 HU; "
+        f"cases chosen by the {whose}, over finished seeds; the axial slice with most of the reference tumor, {board.intensities}; "
         f"corner: the lesion enlarged; DSC in points (0–100) of the whole volume, seed {seeds}",
         *notes,
     ]
