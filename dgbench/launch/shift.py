@@ -1,0 +1,272 @@
+"""Trained models on the phantom as one shift axis grows: the held-out center is drawn at every strength of that axis, and judged.
+
+A point is the evaluation of one run folder at one strength. It lives in ``shift/<axis>/<strength>/`` of that folder, under a key over the
+weights, the recipe of the phantom and the way it is judged. The strength of training needs no point: it is the run's own evaluation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgbench.atomic import read_json, write_json
+from dgbench.data.case import Case, Center, load_center
+from dgbench.data.fingerprint import set_fingerprint
+from dgbench.errors import DgbenchError, Interrupted, suggest
+from dgbench.evaluation.metrics import NUMBERS
+from dgbench.launch.execute import EVALUATION, Say, empty_folder, is_done, stored_key
+from dgbench.launch.phantom import draw_once
+from dgbench.launch.plan import FolderPlan, RunPlan, RunRequest, judged_how, phantom_recipe, plan_run, resolve_request
+from dgbench.launch.worker import run_job
+from dgbench.leaderboard.records import OFFICIAL
+from dgbench.protocol import ResolvedProtocol
+from dgbench.store.folder import RunFolder, RunSpec, read_cases, read_status, write_status
+from dgbench.store.keys import diff, key_of
+from dgbench.store.lock import FolderLock
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dgbench.data.phantom import PhantomRecipe
+
+NEUTRAL = "phantom-neutral"
+"""The protocol whose models are tried: its phantom has every axis at one low strength."""
+STRONGEST = 10.0
+"""Beyond it the axes, which are interpolated, mean nothing."""
+
+
+def check_axis(name: str) -> str:
+    """``name`` if it is an axis of the phantom. Raises DgbenchError with a suggestion where it is not."""
+    from dgbench.data.phantom import AXES
+
+    if name not in AXES:
+        raise DgbenchError(f"--axis: unknown shift axis {name!r}{suggest(name, AXES)}")
+    return name
+
+
+def read_strengths(text: str) -> tuple[float, ...]:
+    """The strengths of a comma-separated list, ascending, each once. Raises DgbenchError for what is none."""
+    found = set()
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            value = float(word)
+        except ValueError:
+            raise DgbenchError(
+                f"--strengths: {word!r} is not a number — write them as in 0,0.5,1,1.5, separated by commas"
+            ) from None
+        if not (math.isfinite(value) and 0 <= value <= STRONGEST and round(value, 3) == value):
+            raise DgbenchError(
+                f"--strengths: {word} — a strength lies from 0 to {STRONGEST:g} (1: the full shift) and has at most three decimals"
+            )
+        found.add(abs(value))
+    if not found:
+        raise DgbenchError("--strengths: none is named — write them as in 0,0.5,1,1.5")
+    return tuple(sorted(found))
+
+
+def neutral_strength(resolved: ResolvedProtocol, axis: str) -> float:
+    """The strength of ``axis`` in the phantom that the models are trained on."""
+    return _training_recipe(resolved).strength(axis)
+
+
+def shifted_recipe(resolved: ResolvedProtocol, heldout: str, axis: str, strength: float, cases: int) -> "PhantomRecipe":
+    """The first ``cases`` of the held-out center at another strength of one axis: anatomy and seeds are those of training's phantom."""
+    plain = _training_recipe(resolved)
+    return replace(plain, cases={heldout: cases}, strengths={**plain.strengths, axis: strength})
+
+
+def _training_recipe(resolved: ResolvedProtocol) -> "PhantomRecipe":
+    if resolved.preset.phantom is None:
+        raise DgbenchError(f"protocol {resolved.protocol.name!r} is not of a phantom: shift axes are the phantom's")
+    recipe: PhantomRecipe = phantom_recipe(resolved.preset.phantom)
+    return recipe
+
+
+def require_run(request: RunRequest) -> RunPlan:
+    """The finished run that ``request`` asks for. Raises DgbenchError where there is none, with the command that makes it."""
+    from dgbench.launch.phantom import ensure_data
+
+    resolved, info, _ = resolve_request(request)
+    home = request.runs / resolved.protocol.name / request.heldout / info.name
+    others = sorted(home.glob(f"seed{request.seed}-*"))
+    hint = ""
+    if others:  # else the phantom need not be drawn to know
+        ensure_data(request)
+        plan = plan_run(request)
+        if all(is_done(plan, folder) for folder in plan.folders):
+            return plan
+        hint = _difference(plan.own, others)
+    raise DgbenchError(
+        f"no finished run of {info.name}, held-out {request.heldout}, seed {request.seed}{hint} — make it with: {request.command()} "
+        "(or add --train)"
+    )
+
+
+def _difference(wanted: FolderPlan, others: Sequence[Path]) -> str:
+    """In what the first of the runs that are there is another one; nothing where the wanted one itself is there."""
+    if wanted.folder in others:
+        return f" ({wanted.folder} is {read_status(wanted.folder).state})"
+    lines = diff(_told(RunSpec.read(others[0])), _told(wanted.spec))
+    return f" ({others[0]} is another: {'; '.join(lines[:3])})"
+
+
+def _told(spec: RunSpec) -> dict[str, Any]:
+    """What of a run a user chooses or changes; its keys follow from it."""
+    return spec.model_dump(mode="json", include={"protocol", "method", "data", "environment"})
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The held-out center at one strength of one axis, drawn: where it lies and which phantom it is."""
+
+    axis: str
+    strength: float
+    center: Center
+    identity: str
+
+    @property
+    def place(self) -> Path:
+        """Where its points are, relative to a run folder."""
+        return Path("shift") / self.axis / f"{self.strength:g}"
+
+    def ceiling(self, resolved: ResolvedProtocol) -> dict[str, float]:
+        """By case, the DSC in [0, 1] of the true lesion against the annotated one: what a perfect outline would score."""
+        path = self.center.folder.parent / f"ceiling-{self.center.name}.json"
+        if not path.is_file():
+            write_json(path, {case.id: _true_dsc(case, resolved) for case in self.center.cases})
+        return {case: float(value) for case, value in read_json(path).items()}
+
+
+def _true_dsc(case: Case, resolved: ResolvedProtocol) -> float:
+    import numpy as np
+
+    from dgbench.data.preparation import native_label
+
+    protocol = resolved.protocol
+    target = list(protocol.stages.values())[-1].target
+    true = replace(case, label=case.label.parent.parent / "labelsTrue" / case.label.name)
+    drawn, outline = (np.isin(native_label(one, protocol)[0], target) for one in (case, true))
+    return 2 * float((drawn & outline).sum()) / max(1.0, float(drawn.sum() + outline.sum()))
+
+
+def draw_shifted(request: RunRequest, axis: str, strength: float, cases: int | None) -> Shifted:
+    """Draw the first ``cases`` (None: all) of the held-out center at ``strength``, into the cache, unless they are there."""
+    from dgbench.data.phantom import fingerprint
+
+    resolved, _, _ = resolve_request(request)
+    there = _training_recipe(resolved).counts()[request.heldout]
+    recipe = shifted_recipe(resolved, request.heldout, axis, strength, min(cases or there, there))
+    identity = fingerprint(recipe)
+    folder = request.cache / "phantom" / identity[:12]
+    draw_once(recipe, folder)
+    return Shifted(axis, strength, load_center(folder / request.heldout), identity)
+
+
+def evaluate_point(plan: RunPlan, shifted: Shifted, say: Say) -> bool:
+    """Judge the run of ``plan`` on the cases of ``shifted``, its shared stages first. Returns whether anything had to be done.
+
+    Raises DgbenchError or Interrupted, and the point's status says so; the same call goes on after the last case.
+    """
+    brief = _official_only(plan.resolved)
+    shared: Path | None = None
+    worked = False
+    for part in plan.folders:
+        target = part.folder / shifted.place
+        identity = _identity(plan, part, shifted, brief)
+        if not _is_there(target, identity["key"]):
+            with FolderLock(part.folder, wait=float("inf"), on_wait=say):
+                if not _is_there(target, identity["key"]):
+                    _evaluate(plan, part, shifted, brief, (shared, target, identity), say)
+                    worked = True
+        shared = target
+    return worked
+
+
+def point_cases(plan: RunPlan, shifted: Shifted) -> "pd.DataFrame":
+    """The raw rows of the run's point, in the official view."""
+    return _official(read_cases(plan.own.folder / shifted.place), [case.id for case in shifted.center.cases])
+
+
+def neutral_cases(plan: RunPlan, cases: Sequence[str]) -> "pd.DataFrame":
+    """The raw rows of the run's own evaluation of the held-out ``cases``, in the official view."""
+    return _official(RunFolder(plan.request.runs, plan.own.folder, plan.own.spec).cases(), cases)
+
+
+def _official(rows: "pd.DataFrame", cases: Sequence[str]) -> "pd.DataFrame":
+    import numpy as np
+
+    chosen = (rows["setting"] == OFFICIAL.setting) & (rows["checkpoint"] == OFFICIAL.checkpoint)
+    chosen &= np.isclose(rows["threshold"], float(OFFICIAL.threshold)) & (rows["role"] == "held-out")
+    chosen &= rows["case"].isin(list(cases))
+    return rows[chosen].reset_index(drop=True)
+
+
+def _official_only(resolved: ResolvedProtocol) -> ResolvedProtocol:
+    """The protocol without the views that a curve does not show; flips and all else stay the preset's."""
+    judged = {"thresholds": (float(OFFICIAL.threshold),), "checkpoints": (OFFICIAL.checkpoint,)}
+    return resolved.model_copy(update={"preset": resolved.preset.model_copy(update=judged)})
+
+
+def _identity(plan: RunPlan, part: FolderPlan, shifted: Shifted, brief: ResolvedProtocol) -> dict[str, Any]:
+    """What a point is of; as for an evaluation (``execute.evaluation_identity``), with the axis and its strength."""
+    record = {
+        "version": EVALUATION,
+        "numbers": NUMBERS,
+        "axis": shifted.axis,
+        "strength": shifted.strength,
+        "train_keys": {stage: link.key for stage, link in part.spec.stages.items()},
+        "fingerprint": shifted.identity,
+        "content": set_fingerprint(shifted.center.cases, plan.request.cache),
+        "how": judged_how(brief),
+    }
+    return {**record, "key": key_of(record)}
+
+
+def _is_there(target: Path, key: str) -> bool:
+    if read_status(target).state != "done" or stored_key(target) != key:
+        return False
+    try:
+        return len(read_cases(target)) > 0
+    except DgbenchError:
+        return False
+
+
+def _evaluate(
+    plan: RunPlan,
+    part: FolderPlan,
+    shifted: Shifted,
+    brief: ResolvedProtocol,
+    place: tuple[Path | None, Path, dict[str, Any]],
+    say: Say,
+) -> None:
+    shared, target, identity = place
+    if read_status(target).state == "done" or stored_key(target) != identity["key"]:
+        empty_folder(target)
+    write_json(target / "spec.json", identity)
+    write_status(target, "running")
+    cases, stages = shifted.center.cases, ", ".join(job.stage for job in part.training)
+    say(
+        f"evaluate {part.spec.method.name}, held-out {plan.request.heldout}, seed {plan.request.seed}, at {shifted.axis} {shifted.strength:g}: "
+        f"{stages} on {len(cases)} cases"
+    )
+    training = tuple(replace(job, resolved=brief) for job in part.training)
+    try:
+        run_job(
+            _point_job, (training, cases, shared, target, identity["key"], True), "evaluation", target / "crash.txt"
+        )
+    except (Interrupted, KeyboardInterrupt) as stop:
+        write_status(target, "interrupted", str(stop) or "Ctrl-C")
+        raise
+    except DgbenchError as error:
+        write_status(target, "failed", str(error))
+        raise
+    write_status(target, "done")
+
+
+def _point_job(content: tuple[Any, ...], report: Any) -> None:
+    from dgbench.evaluation.job import EvaluationJob, clear_parts, evaluate
+
+    job = EvaluationJob(*content)
+    evaluate(job, report)
+    clear_parts(job)
