@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgbench.atomic import read_json, write_json
-from dgbench.data.case import Case, Center, load_center
+from dgbench.data.case import Case, load_center
 from dgbench.data.fingerprint import set_fingerprint
 from dgbench.errors import DgbenchError, Interrupted, suggest
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.execute import EVALUATION, Say, empty_folder, is_done, stored_key
-from dgbench.launch.phantom import draw_once
+from dgbench.launch.phantom import draw_once, ensure_data
 from dgbench.launch.plan import FolderPlan, RunPlan, RunRequest, judged_how, phantom_recipe, plan_run, resolve_request
 from dgbench.launch.worker import run_job
+from dgbench.leaderboard.compile import resolve_policy
 from dgbench.leaderboard.records import OFFICIAL
+from dgbench.leaderboard.response import Response, gather
 from dgbench.protocol import ResolvedProtocol
-from dgbench.store.folder import RunFolder, RunSpec, read_cases, read_status, write_status
+from dgbench.store.folder import RunSpec, read_cases, read_status, write_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.lock import FolderLock
 
@@ -85,8 +87,6 @@ def _training_recipe(resolved: ResolvedProtocol) -> "PhantomRecipe":
 
 def require_run(request: RunRequest) -> RunPlan:
     """The finished run that ``request`` asks for. Raises DgbenchError where there is none, with the command that makes it."""
-    from dgbench.launch.phantom import ensure_data
-
     resolved, info, _ = resolve_request(request)
     home = request.runs / resolved.protocol.name / request.heldout / info.name
     others = sorted(home.glob(f"seed{request.seed}-*"))
@@ -118,11 +118,11 @@ def _told(spec: RunSpec) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shifted:
-    """The held-out center at one strength of one axis, drawn: where it lies and which phantom it is."""
+    """Cases of the held-out center at one strength of one axis, drawn, and which phantom they are of."""
 
     axis: str
     strength: float
-    center: Center
+    cases: tuple[Case, ...]
     identity: str
 
     @property
@@ -130,12 +130,31 @@ class Shifted:
         """Where its points are, relative to a run folder."""
         return Path("shift") / self.axis / f"{self.strength:g}"
 
-    def ceiling(self, resolved: ResolvedProtocol) -> dict[str, float]:
-        """By case, the DSC in [0, 1] of the true lesion against the annotated one: what a perfect outline would score."""
-        path = self.center.folder.parent / f"ceiling-{self.center.name}.json"
-        if not path.is_file():
-            write_json(path, {case.id: _true_dsc(case, resolved) for case in self.center.cases})
-        return {case: float(value) for case, value in read_json(path).items()}
+
+def draw_shifted(plan: RunPlan, axis: str, strength: float, cases: int | None = None) -> Shifted:
+    """The first ``cases`` (None: all) of the held-out center at ``strength``: drawn into the cache unless they are there. At the strength
+    of training they are those of the run."""
+    from dgbench.data.phantom import fingerprint
+
+    request, everyone = plan.request, plan.centers[plan.request.heldout].cases
+    count = min(cases or len(everyone), len(everyone))
+    if plan.identity is not None and strength == neutral_strength(plan.resolved, axis):
+        return Shifted(axis, strength, everyone[:count], plan.identity)
+    recipe = shifted_recipe(plan.resolved, request.heldout, axis, strength, count)
+    identity = fingerprint(recipe)
+    folder = request.cache / "phantom" / identity[:12]
+    draw_once(recipe, folder)
+    return Shifted(axis, strength, load_center(folder / request.heldout).cases, identity)
+
+
+def annotation_ceiling(plan: RunPlan, shifted: Shifted) -> dict[str, float]:
+    """By case, the DSC in [0, 1] of the true lesion against the annotated one; kept beside the volumes."""
+    path = shifted.cases[0].image.parents[2] / f"ceiling-{plan.request.heldout}.json"
+    known = read_json(path) if path.is_file() else {}
+    if lacking := [case for case in shifted.cases if case.id not in known]:
+        known |= {case.id: _true_dsc(case, plan.resolved) for case in lacking}
+        write_json(path, known)
+    return {case.id: float(known[case.id]) for case in shifted.cases}
 
 
 def _true_dsc(case: Case, resolved: ResolvedProtocol) -> float:
@@ -145,22 +164,9 @@ def _true_dsc(case: Case, resolved: ResolvedProtocol) -> float:
 
     protocol = resolved.protocol
     target = list(protocol.stages.values())[-1].target
-    true = replace(case, label=case.label.parent.parent / "labelsTrue" / case.label.name)
+    true = replace(case, label=case.label.parents[1] / "labelsTrue" / case.label.name)
     drawn, outline = (np.isin(native_label(one, protocol)[0], target) for one in (case, true))
     return 2 * float((drawn & outline).sum()) / max(1.0, float(drawn.sum() + outline.sum()))
-
-
-def draw_shifted(request: RunRequest, axis: str, strength: float, cases: int | None) -> Shifted:
-    """Draw the first ``cases`` (None: all) of the held-out center at ``strength``, into the cache, unless they are there."""
-    from dgbench.data.phantom import fingerprint
-
-    resolved, _, _ = resolve_request(request)
-    there = _training_recipe(resolved).counts()[request.heldout]
-    recipe = shifted_recipe(resolved, request.heldout, axis, strength, min(cases or there, there))
-    identity = fingerprint(recipe)
-    folder = request.cache / "phantom" / identity[:12]
-    draw_once(recipe, folder)
-    return Shifted(axis, strength, load_center(folder / request.heldout), identity)
 
 
 def evaluate_point(plan: RunPlan, shifted: Shifted, say: Say) -> bool:
@@ -184,22 +190,80 @@ def evaluate_point(plan: RunPlan, shifted: Shifted, say: Say) -> bool:
 
 
 def point_cases(plan: RunPlan, shifted: Shifted) -> "pd.DataFrame":
-    """The raw rows of the run's point, in the official view."""
-    return _official(read_cases(plan.own.folder / shifted.place), [case.id for case in shifted.center.cases])
-
-
-def neutral_cases(plan: RunPlan, cases: Sequence[str]) -> "pd.DataFrame":
-    """The raw rows of the run's own evaluation of the held-out ``cases``, in the official view."""
-    return _official(RunFolder(plan.request.runs, plan.own.folder, plan.own.spec).cases(), cases)
-
-
-def _official(rows: "pd.DataFrame", cases: Sequence[str]) -> "pd.DataFrame":
+    """The raw rows of a run on the cases of ``shifted``, in the official view: of its point, or of its own evaluation at the strength of
+    training."""
     import numpy as np
 
+    own = plan.own.folder
+    rows = read_cases(own / "evaluation" if shifted.identity == plan.identity else own / shifted.place)
     chosen = (rows["setting"] == OFFICIAL.setting) & (rows["checkpoint"] == OFFICIAL.checkpoint)
-    chosen &= np.isclose(rows["threshold"], float(OFFICIAL.threshold)) & (rows["role"] == "held-out")
-    chosen &= rows["case"].isin(list(cases))
+    chosen &= np.isclose(rows["threshold"], float(OFFICIAL.threshold))
+    chosen &= rows["case"].isin([case.id for case in shifted.cases])
     return rows[chosen].reset_index(drop=True)
+
+
+def respond(
+    plans: Sequence[RunPlan], axis: str, strengths: Sequence[float], *, cases: int | None = None, say: Say
+) -> Response:
+    """The curves of finished runs; the points that are missing are evaluated first, and nothing twice.
+
+    Raises DgbenchError, or Interrupted: the same call then goes on.
+    """
+    import pandas as pd
+
+    plans = list({plan.own.folder: plan for plan in plans}.values())
+    resolved = plans[0].resolved
+    neutral = neutral_strength(resolved, axis)
+    tables: list[pd.DataFrame] = []
+    ceilings: list[dict[str, Any]] = []
+    worked = False
+    for center in dict.fromkeys(plan.request.heldout for plan in plans):
+        here = [plan for plan in plans if plan.request.heldout == center]
+        for strength in sorted({*strengths, neutral}):
+            shifted = draw_shifted(here[0], axis, strength, cases)
+            told = annotation_ceiling(here[0], shifted).items()
+            ceilings += [{"center": center, "case": case, "strength": strength, "ceiling": top} for case, top in told]
+            for plan in here:
+                worked |= strength != neutral and evaluate_point(plan, shifted, say)
+                spec = plan.own.spec
+                rows = point_cases(plan, shifted)
+                tables.append(rows.assign(method=spec.method.name, seed=spec.seed, strength=strength))
+    if not worked:
+        say("every point is there already; showing the stored ones")
+    return gather(
+        pd.concat(tables, ignore_index=True),
+        pd.DataFrame(ceilings),
+        axis=axis,
+        neutral=neutral,
+        policy=resolve_policy(OFFICIAL.policy, resolved.protocol),
+        heading=_heading(plans),
+        notes=_notes(axis),
+    )
+
+
+def _heading(plans: Sequence[RunPlan]) -> list[str]:
+    """What was run; then what must be said beside every number of it."""
+    told = plans[0].own.spec.protocol
+    lines = [
+        f"protocol {told.name} version {told.version} ({told.content[:8]}), preset {told.preset}, setting {OFFICIAL.setting}, "
+        f"threshold {OFFICIAL.threshold_text}, checkpoint {OFFICIAL.checkpoint}, policy {OFFICIAL.policy}"
+    ]
+    words = list(dict.fromkeys(stamp for plan in plans for stamp in plan.own.spec.protocol.stamps))
+    return [*lines, "; ".join([*words, *plans[0].request.overrides])]
+
+
+def _notes(name: str) -> list[str]:
+    from dgbench.data.phantom import AXES
+
+    axis = AXES[name]
+    lines = [f"axis {name}, {axis.kind} ({axis.support}): {axis.note}"]
+    if axis.kind == "annotation":
+        lines.append("this axis changes the reference, not the image: the predictions are the same at every strength")
+    if axis.kind == "content":
+        lines.append(
+            "this axis changes the types and sizes of the lesions: a patient's lesion is not the same at every strength"
+        )
+    return lines
 
 
 def _official_only(resolved: ResolvedProtocol) -> ResolvedProtocol:
@@ -217,7 +281,7 @@ def _identity(plan: RunPlan, part: FolderPlan, shifted: Shifted, brief: Resolved
         "strength": shifted.strength,
         "train_keys": {stage: link.key for stage, link in part.spec.stages.items()},
         "fingerprint": shifted.identity,
-        "content": set_fingerprint(shifted.center.cases, plan.request.cache),
+        "content": set_fingerprint(shifted.cases, plan.request.cache),
         "how": judged_how(brief),
     }
     return {**record, "key": key_of(record)}
@@ -245,10 +309,10 @@ def _evaluate(
         empty_folder(target)
     write_json(target / "spec.json", identity)
     write_status(target, "running")
-    cases, stages = shifted.center.cases, ", ".join(job.stage for job in part.training)
+    cases, stages = shifted.cases, ", ".join(job.stage for job in part.training)
     say(
-        f"evaluate {part.spec.method.name}, held-out {plan.request.heldout}, seed {plan.request.seed}, at {shifted.axis} {shifted.strength:g}: "
-        f"{stages} on {len(cases)} cases"
+        f"evaluate {part.spec.method.name}, held-out {plan.request.heldout}, seed {plan.request.seed}: {stages} on {len(cases)} cases "
+        f"at {shifted.axis} {shifted.strength:g}"
     )
     training = tuple(replace(job, resolved=brief) for job in part.training)
     try:
