@@ -1,4 +1,4 @@
-"""Shift-response curves: held-out DSC over the strength of one axis per method, with the strength of training and the annotation ceiling."""
+"""Shift-response curves: held-out DSC over the strength of an axis per method, with the strength of training and the annotation ceiling."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
