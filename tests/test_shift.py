@@ -26,7 +26,7 @@ from dgbench.leaderboard.figures import response as figure
 from dgbench.leaderboard.figures.style import plain_settings, save
 from dgbench.leaderboard.response import Response, gather, to_json, to_sheet
 from dgbench.protocol import load_protocol, protocol_folder
-from dgbench.store.folder import read_status
+from dgbench.store.folder import read_status, write_status
 
 RESOLVED = load_protocol(shift.NEUTRAL).resolve("tiny")
 POLICY = policies.default(assd_constant_mm=40, hd95_constant_mm=100)
@@ -51,10 +51,8 @@ class Tried:
 
     @property
     def plan(self) -> RunPlan:
-        places = {"runs": self.folder / "runs", "cache": self.folder / "cache"}
-        return shift.require_run(
-            RunRequest("erm", "RENJI", protocol=shift.NEUTRAL, preset="tiny", device="cpu", threads=1, **places)
-        )
+        request = RunRequest("erm", "RENJI", protocol=shift.NEUTRAL, preset="tiny", device="cpu", threads=1)
+        return shift.require_run(replace(request, runs=self.folder / "runs", cache=self.folder / "cache"))
 
     def files(self) -> dict[str, int]:
         paths = [path for path in (self.folder / "runs").rglob("*") if path.is_file() and path.name != ".lock"]
@@ -245,6 +243,14 @@ def test_a_missing_run_is_named_with_its_command(tried: Tried, capsys: pytest.Ca
     assert "is another: environment.threads: 1 → 2" in other
 
 
+def test_a_stopped_run_is_told_from_none(tried: Tried, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tried.plan.own.folder
+    write_status(folder, "interrupted", "Ctrl-C")
+    line = mistake(capsys, tried.arguments())
+    write_status(folder, "done")
+    assert f"({folder} is interrupted) — make it with: dgbench run" in line
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -393,9 +399,13 @@ def test_the_figure_has_a_panel_per_center_and_the_mean(
     assert "strength of axis noise" in axes[0].get_xlabel()
     lines = [line for line in axes[-1].lines if line.get_marker() not in ("None", None, "")]
     expected = [100 * response.curve(method, centers[0] if panels == 1 else None) for method in methods]
-    assert [list(map(float, line.get_ydata())) for line in lines] == [pytest.approx(list(curve)) for curve in expected]
-    upright = [line for line in axes[-1].lines if list(line.get_xdata()) == [0.25, 0.25]]
+    assert [np.asarray(line.get_ydata()).tolist() for line in lines] == [
+        pytest.approx(list(curve)) for curve in expected
+    ]
+    upright = [line for line in axes[-1].lines if np.array_equal(np.asarray(line.get_xdata()), [0.25, 0.25])]
     assert len(upright) == 1, "the strength of training"
-    assert any(list(line.get_ydata()) == pytest.approx([90.0] * 3) for line in axes[-1].lines), "the ceiling"
+    assert any(np.asarray(line.get_ydata()).tolist() == pytest.approx([90.0] * 3) for line in axes[-1].lines), (
+        "the ceiling"
+    )
     legend = [text.get_text() for text in sheet.figure.legends[0].get_texts()]
     assert legend == [*methods, "annotation ceiling", "strength of training, 0.25"]

@@ -106,7 +106,8 @@ def require_run(request: RunRequest) -> RunPlan:
 def _difference(wanted: FolderPlan, others: Sequence[Path]) -> str:
     """In what the first of the runs that are there is another one; nothing where the wanted one itself is there."""
     if wanted.folder in others:
-        return f" ({wanted.folder} is {read_status(wanted.folder).state})"
+        state = read_status(wanted.folder).state
+        return f" ({wanted.folder} {'is to be evaluated again' if state == 'done' else f'is {state}'})"
     lines = diff(_told(RunSpec.read(others[0])), _told(wanted.spec))
     return f" ({others[0]} is another: {'; '.join(lines[:3])})"
 
@@ -256,7 +257,7 @@ def _notes(name: str) -> list[str]:
     from dgbench.data.phantom import AXES
 
     axis = AXES[name]
-    lines = [f"axis {name}, {axis.kind} ({axis.support}): {axis.note}"]
+    lines = [f"axis {name} (kind: {axis.kind}; support: {axis.support}): {axis.note}"]
     if axis.kind == "annotation":
         lines.append("this axis changes the reference, not the image: the predictions are the same at every strength")
     if axis.kind == "content":
