@@ -10,6 +10,7 @@ from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
 from dgbench.cli.figures import figures
 from dgbench.cli.imported import import_predictions
+from dgbench.cli.shift import shift
 from dgbench.cli.submit import submit, verify
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command("run")(run.run)
 app.command("sweep")(run.sweep)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("figures")(figures)
+app.command("shift")(shift)
 app.command("import-predictions")(import_predictions)
 app.command("submit")(submit)
 app.command("verify")(verify)

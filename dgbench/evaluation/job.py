@@ -51,13 +51,15 @@ UNDEFINABLE = tuple(field.name for field in fields(CaseMetrics) if field.type is
 @dataclass(frozen=True)
 class EvaluationJob:
     """Stages of one run folder to evaluate, in order of inference. ``training`` holds the jobs that trained them; ``shared`` is the
-    folder of the evaluation that holds the predictions of the shared stages before them, or None where there are none."""
+    folder of the evaluation that holds the predictions of the shared stages before them, or None where there are none. A ``brief`` one
+    follows the `Seg` chain alone, and leaves neither slices nor features."""
 
     training: tuple[TrainJob, ...]
     cases: tuple[Case, ...]
     shared: Path | None
     folder: Path
     key: str
+    brief: bool = False
 
     @property
     def resolved(self) -> ResolvedProtocol:
@@ -80,9 +82,14 @@ class EvaluationJob:
         return self.training[0].stage not in self.resolved.protocol.shared_stages
 
     @property
+    def pictured(self) -> bool:
+        """Whether slices and features are kept for figures."""
+        return self.under_test and not self.brief
+
+    @property
     def chains(self) -> tuple[str, ...]:
         """`Seg` and, where it differs, `Mask`: what looks around a shared stage can look around the label instead."""
-        return ("Seg",) if self.shared is None else ("Seg", "Mask")
+        return ("Seg",) if self.shared is None or self.brief else ("Seg", "Mask")
 
     def setting(self, stage: str, chain: str) -> str:
         """The name of a stage's row in tables, e.g. ``F-Seg``."""
@@ -173,9 +180,9 @@ def _evaluate_case(
                 view = {"case": case.id, "setting": setting, "checkpoint": checkpoint}
                 times.append({**view, "seconds": seconds, "round_seconds": list(result.seconds)})
                 rows += _rows(job, case, prepared, reference, result, setting, checkpoint)
-            if checkpoint == "source-val" and chain == "Seg" and job.under_test and case.id in job.split.test:
+            if checkpoint == "source-val" and chain == "Seg" and job.pictured and case.id in job.split.test:
                 case_slice(prepared, job.resolved.protocol, found).save(slice_file(job.folder.parent, case.id))
-        if checkpoint == "source-val" and job.under_test and _role(job, case) != "lesion-free":
+        if checkpoint == "source-val" and job.pictured and _role(job, case) != "lesion-free":
             for stage, predictor in stages.items():
                 pooled = feature_rows(prepared, stage, predictor, job.resolved)
                 features += [

@@ -33,7 +33,7 @@ def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:
     """
     if fresh:
         with FolderLock(plan.own.folder):
-            _empty(plan.own.folder)
+            empty_folder(plan.own.folder)
     untrained = [folder for folder in plan.folders if not all(_trained(job) for job in folder.training)]
     for folder in untrained:
         with FolderLock(folder.folder, wait=float("inf"), on_wait=say):
@@ -50,7 +50,7 @@ def is_done(plan: RunPlan, folder: FolderPlan) -> bool:
     if read_status(folder.folder).state != "done":
         return False
     key = evaluation_identity(plan, folder)["key"]
-    return _stored_key(folder.folder / "evaluation") == key and _has_rows(plan, folder)
+    return stored_key(folder.folder / "evaluation") == key and _has_rows(plan, folder)
 
 
 def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def evaluation_identity(plan: RunPlan, folder: FolderPlan) -> dict[str, Any]:
     return {**record, "key": key_of(record)}
 
 
-def _stored_key(folder: Path) -> str | None:
+def stored_key(folder: Path) -> str | None:
     """The key of what ``folder`` holds; None where its ``spec.json`` is missing or names none, which is nobody's key."""
     path = folder / "spec.json"
     key = read_json(path).get("key") if path.is_file() else None
@@ -118,7 +118,7 @@ def _train(folder: FolderPlan, say: Say) -> None:
 def _prepare_stage_folder(job: TrainJob) -> None:
     """A stage folder of another key (a hand-copied or older one) is never trained on; the key is part of its path, so this is a fault."""
     spec = job.folder / "spec.json"
-    if spec.is_file() and (held := _stored_key(job.folder)) != job.key:
+    if spec.is_file() and (held := stored_key(job.folder)) != job.key:
         raise DgbenchError(
             f"{job.folder}: holds training {held[:8] if held else 'without a key'}, not {job.key[:8]} — move it away or use --fresh"
         )
@@ -126,15 +126,15 @@ def _prepare_stage_folder(job: TrainJob) -> None:
 
 
 def _trained(job: TrainJob) -> bool:
-    return read_status(job.folder).state == "done" and _stored_key(job.folder) == job.key
+    return read_status(job.folder).state == "done" and stored_key(job.folder) == job.key
 
 
 def _evaluate(plan: RunPlan, folder: FolderPlan, say: Say) -> None:
     identity = evaluation_identity(plan, folder)
     target = folder.folder / "evaluation"
     damaged = read_status(target).state == "done" and not _has_rows(plan, folder)
-    if damaged or _stored_key(target) != identity["key"]:
-        _empty(target)
+    if damaged or stored_key(target) != identity["key"]:
+        empty_folder(target)
     write_json(target / "spec.json", identity)
     cases = plan.evaluated(folder)
     shared = None if folder is plan.shared or plan.shared is None else plan.shared.folder / "evaluation"
@@ -167,7 +167,7 @@ def _evaluate_job(content: tuple[Path, RunSpec, tuple[Any, ...]], report: Any) -
     clear_parts(job)
 
 
-def _empty(folder: Path) -> None:
+def empty_folder(folder: Path) -> None:
     """Remove everything in ``folder`` but its lock."""
     if folder.is_dir():
         for path in folder.iterdir():

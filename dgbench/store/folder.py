@@ -243,26 +243,31 @@ class RunFolder:
         return self.root / self.spec.stages[name].folder
 
     def cases(self) -> "pd.DataFrame":
-        """The raw rows of the evaluation, one per (case, stage, setting, checkpoint, threshold).
+        """The raw rows of the evaluation; see :func:`read_cases`."""
+        return read_cases(self.evaluation)
 
-        Raises:
-            DgbenchError: the run has not been evaluated, or the table is damaged or lacks one of :data:`CASE_COLUMNS`.
-        """
-        import pandas as pd
 
-        path = self.evaluation / "cases.parquet"
-        if not path.exists():
-            raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
-        try:
-            frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
-            raise DgbenchError(
-                f"{path}: not a readable table ({_one_line(error)}) — remove it and evaluate again"
-            ) from error
-        missing = [name for name in CASE_COLUMNS if name not in frame]
-        if missing:
-            raise DgbenchError(f"{path}: columns {', '.join(missing)} are missing — damaged or foreign, evaluate again")
-        return frame
+def read_cases(folder: Path) -> "pd.DataFrame":
+    """The raw rows of the evaluation in ``folder``, one per (case, stage, setting, checkpoint, threshold).
+
+    Raises:
+        DgbenchError: nothing has been evaluated there, or the table is damaged or lacks one of :data:`CASE_COLUMNS`.
+    """
+    import pandas as pd
+
+    path = folder / "cases.parquet"
+    if not path.exists():
+        raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
+        raise DgbenchError(
+            f"{path}: not a readable table ({_one_line(error)}) — remove it and evaluate again"
+        ) from error
+    missing = [name for name in CASE_COLUMNS if name not in frame]
+    if missing:
+        raise DgbenchError(f"{path}: columns {', '.join(missing)} are missing — damaged or foreign, evaluate again")
+    return frame
 
 
 def open_run(root: Path, spec: RunSpec) -> RunFolder:
