@@ -124,9 +124,8 @@ def leaderboard(
         case TableFormat.html:
             assert out is not None
             written = write_page(compiled, out, root=runs, protocol=contract, published=reported, cases=cases)
-            typer.echo(
-                f"{written.index}: {len(compiled.tables)} tables, {written.methods} method pages, {written.cases}"
-            )
+            tables_word = "1 table" if len(compiled.tables) == 1 else f"{len(compiled.tables)} tables"
+            typer.echo(f"{written.index}: {tables_word}, {written.methods} method pages, {written.cases}")
 
 
 def _print(sheets: "list[Sheet]", form: TableFormat) -> None:

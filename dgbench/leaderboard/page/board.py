@@ -51,7 +51,7 @@ class Line:
     label: str
     method: str
     complete: bool
-    stamped: bool
+    stamps: str
     cells: tuple[Cell, ...]
 
 
@@ -86,7 +86,7 @@ def board(table: Table) -> Board:
             label=row.label,
             method=row.method,
             complete=row.complete,
-            stamped=bool(row.stamps),
+            stamps="; ".join(row.stamps),
             cells=_cells(table, row, comparisons.get(row.label), standings.get(row.label), scales),
         )
         for row in table.rows
@@ -234,7 +234,8 @@ def _cost(row: Row) -> tuple[Cell, ...]:
 
 
 def _notes(row: Row) -> Cell:
-    text = "; ".join(row.notes if row.complete else ("incomplete, not ranked", *row.notes))
+    notes = row.notes[len(row.stamps) :]  # the stamps stand below the name
+    text = "; ".join(notes if row.complete else ("incomplete, not ranked", *notes))
     return Cell(text=text, key=text or None)
 
 

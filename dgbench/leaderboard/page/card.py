@@ -32,6 +32,7 @@ def render_markdown(text: str, *, title: str = "") -> Markup:
     tokens = _parser().parse(text)
     if title and len(tokens) > 2 and tokens[0].tag == "h1" and tokens[1].content.strip() == title:
         tokens = tokens[3:]
+    tokens = _without_empty_headers(tokens)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{min(6, int(token.tag[1]) + HEADING_SHIFT)}"
@@ -39,6 +40,21 @@ def render_markdown(text: str, *, title: str = "") -> Markup:
             token.children = _without_local_links(token.children or [])
     parser = _parser()
     return Markup(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _without_empty_headers(tokens: Sequence[Token]) -> list[Token]:
+    """Cards use tables without header words: an empty header row is dropped, an empty header cell is a cell."""
+    kept: list[Token] = []
+    start = 0
+    for position, token in enumerate(tokens):
+        kept.append(token)
+        if token.type == "thead_open":
+            start = len(kept) - 1
+        if token.type == "th_open" and not tokens[position + 1].content.strip():
+            token.tag = tokens[position + 2].tag = "td"
+        if token.type == "thead_close" and not any(one.tag == "th" for one in kept[start:]):
+            del kept[start:]
+    return kept
 
 
 def _without_local_links(tokens: Sequence[Token]) -> list[Token]:

@@ -132,7 +132,7 @@ def _sheet(table: Table, scores: Scores, center: str, case: str) -> Sheet:
     for row in table.rows:
         runs = row.centers[center].runs if center in row.centers else {}
         cells = [scores.get(runs[seed].folder, {}).get(case) if seed in runs else None for seed in table.seeds]
-        lines.append((row.label, *("not run" if cell is None else cell.text for cell in cells)))
+        lines.append((row.label, *("no result" if cell is None else cell.text for cell in cells)))
     return Sheet(
         heading=(f"DSC in points — {table_title(table)}",),
         columns=columns,

@@ -1,6 +1,6 @@
 """A compiled leaderboard as a folder of HTML files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dgbench.leaderboard.page.methods import method_pages
 from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import Compiled, Table
 from dgbench.leaderboard.sheets import BANNERS, NOTES, Sheet, printable
+from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.tables import cost_sheet, detection_sheet, missing_sheet, published_sheet, statistics_sheets
 from dgbench.protocol import Protocol
 from dgbench.registry import discover
@@ -158,6 +159,9 @@ def _index(
 
 def _sheets(table: Table) -> dict[str, Any]:
     statistics = statistics_sheets(table, table.statistics) if table.statistics else []
+    if statistics:  # the grade stands above the table already
+        titled = (f"Differences to {BASELINE}, center by center, and standings", *statistics[0].heading[1:])
+        statistics[0] = replace(statistics[0], heading=titled)
     return {
         "notes": table.statistics.notes if table.statistics else (),
         "details": [

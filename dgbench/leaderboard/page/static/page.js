@@ -45,7 +45,7 @@ function filterable(tools) {
     let shown = 0;
     for (const row of rows) {
       const fits =
-        row.cells[0].textContent.toLowerCase().includes(wanted) &&
+        row.cells[0].dataset.key.toLowerCase().includes(wanted) &&
         (!complete.value || row.dataset.complete === complete.value) &&
         (!stamped.value || row.dataset.stamped === stamped.value);
       row.hidden = !fits;
