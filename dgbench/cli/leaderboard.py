@@ -21,6 +21,7 @@ class TableFormat(StrEnum):
     md = "md"
     csv = "csv"
     json = "json"
+    html = "html"
 
 
 def leaderboard(
@@ -29,7 +30,18 @@ def leaderboard(
         str | None, typer.Option("--preset", help="Only this preset; default: all, each in its own table.")
     ] = None,
     runs: options.Runs = Path("runs"),
-    form: Annotated[TableFormat, typer.Option("--format", help="table, md, csv or json.")] = TableFormat.table,
+    form: Annotated[
+        TableFormat, typer.Option("--format", help="table, md, csv, json, or html (with --out).")
+    ] = TableFormat.table,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the page (--format html); replaced as a whole.")
+    ] = None,
+    cases: Annotated[
+        bool | None,
+        typer.Option(
+            "--cases/--no-cases", help="Page: one for each held-out case; default: unless there are very many."
+        ),
+    ] = None,
     table: Annotated[
         str | None,
         typer.Option("--table", help="The counterpart of a table of the paper: II, III, V or VI; in all its settings."),
@@ -56,6 +68,8 @@ def leaderboard(
     """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
     from dgbench.leaderboard import export, tables
     from dgbench.leaderboard.compile import compile_runs
+    from dgbench.leaderboard.page.folder import check_folder
+    from dgbench.leaderboard.page.site import write_page
     from dgbench.leaderboard.paper_tables import paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import View
@@ -63,6 +77,11 @@ def leaderboard(
     from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
     from dgbench.protocol import CHECKPOINTS, load_protocol
 
+    if form is TableFormat.html and out is None:
+        raise DgbenchError("--format html: name the folder of the page with --out DIR")
+    if form is not TableFormat.html and (out is not None or cases is not None):
+        option = "--out" if out is not None else "--cases/--no-cases"
+        raise DgbenchError(f"{option}: belongs to --format html, not to {form}")
     contract = load_protocol(protocol)
     if preset is not None and preset not in contract.presets:
         raise DgbenchError(
@@ -92,6 +111,8 @@ def leaderboard(
 
         _print(paper_table_sheets(wanted, compile_setting, reported), form)
         return
+    if out is not None:
+        check_folder(out)
     compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
     match form:
         case TableFormat.table | TableFormat.md:
@@ -100,6 +121,11 @@ def leaderboard(
             typer.echo(export.to_csv(compiled, reported), nl=False)
         case TableFormat.json:
             typer.echo(export.to_json(compiled, reported))
+        case TableFormat.html:
+            assert out is not None
+            written = write_page(compiled, out, root=runs, protocol=contract, published=reported, cases=cases)
+            tables_word = "1 table" if len(compiled.tables) == 1 else f"{len(compiled.tables)} tables"
+            typer.echo(f"{written.index}: {tables_word}, {written.methods} method pages, {written.cases}")
 
 
 def _print(sheets: "list[Sheet]", form: TableFormat) -> None:

@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgbench.errors import DgbenchError, suggest
+from dgbench.leaderboard import notes as notes_on
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RunCost, row_cost
 from dgbench.leaderboard.evidence import TableStatistics, table_statistics
@@ -35,6 +36,7 @@ from dgbench.leaderboard.results import (
     METRICS,
     CenterResult,
     Compiled,
+    CountedRun,
     Missing,
     Row,
     Score,
@@ -256,9 +258,10 @@ def _row(
         worst=worst,
         rank=None,
         cost=None,
+        stamps=notes_on.stamps(members),
         notes=(
-            *_stamps(members),
-            *_count_notes(results_by_center),
+            *notes_on.stamps(members),
+            *notes_on.counts(results_by_center),
             *(() if key.imported else _threshold_notes(finished, view)),
             *notes,
             *(record.cost for record in members if isinstance(record.cost, str)),
@@ -273,10 +276,10 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableSt
     if resolved is None or not complete:
         return None
     folders = {
-        folder: (label, seed)
+        run.folder: (label, seed)
         for label, row in complete.items()
         for center in row.centers.values()
-        for seed, folder in center.folders.items()
+        for seed, run in center.runs.items()
     }
     cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
     cases = cases.assign(
@@ -309,9 +312,15 @@ def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
     complete = len(finished) == expected
     return CenterResult(
         scores=_scores([result.means for result in finished.values()]) if complete else {},
-        finished_seeds=tuple(finished),
+        runs={
+            seed: CountedRun(
+                folder=result.record.folder,
+                command=result.record.spec.command,
+                means={metric: value for metric, value in result.means.items() if not math.isnan(value)},
+            )
+            for seed, result in finished.items()
+        },
         counts=dict(counts),
-        folders={seed: result.record.folder for seed, result in finished.items()},
     )
 
 
@@ -328,26 +337,6 @@ def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
         for metric, numbers in values.items()
         if not any(map(math.isnan, numbers))
     }
-
-
-def _stamps(members: list[Record]) -> list[str]:
-    if members[0].spec.method.imported:
-        return ["imported, not trained under this protocol"]
-    stamps = list(members[0].spec.protocol.stamps)
-    if (factor := members[0].spec.method.draws_factor) != 1:
-        stamps.append(f"control row with {factor}× the draws, not ranked")
-    devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
-    if len(devices) > 1:
-        stamps.append(f"mixed devices: {', '.join(devices)}")
-    return stamps
-
-
-def _count_notes(centers: Mapping[str, CenterResult]) -> list[str]:
-    total: Counter[str] = Counter()
-    for result in centers.values():
-        total.update(result.counts)
-    words = {"n_empty_prediction": "empty predictions", "n_failed": "failed cases"}
-    return [f"{text} {total[count]}/{total['n']}" for count, text in words.items() if total[count]]
 
 
 def _threshold_notes(finished: Mapping[str, Mapping[int, _Result]], view: View) -> list[str]:

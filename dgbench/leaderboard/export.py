@@ -42,7 +42,12 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
 
 
 def _row_json(row: Row) -> dict[str, Any]:
-    return {**asdict(row), "complete": row.complete}
+    """Without the commands of its runs: they name folders of a machine, and runs and their records shall give one table."""
+    content = {**asdict(row), "complete": row.complete}
+    for center in content["centers"].values():
+        for run in center["runs"].values():
+            del run["command"]
+    return content
 
 
 CSV_COLUMNS = (

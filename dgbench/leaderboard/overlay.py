@@ -65,11 +65,11 @@ def exemplary_cases(rows: "pd.DataFrame", stage: str) -> list[str]:
 
 
 def draw_overlays(
-    cases: Sequence[CaseSlice], path: Path, *, kind: Literal["phantom", "patient"], title: str = ""
+    cases: Sequence[CaseSlice], path: Path, *, kind: Literal["phantom", "patient"], title: str = "", dpi: int = DPI
 ) -> None:
     """Draw ``cases``, one per row, and write the figure (PNG or PDF by the suffix of ``path``), complete or not at all.
 
-    ``kind`` sets the first line of the figure, ``title`` follows it.
+    ``kind`` sets the first line of the figure, ``title`` follows it; ``dpi`` its resolution (a row is 11 inches wide).
 
     Raises:
         DgbenchError: there is no case, or the file cannot be written.
@@ -111,7 +111,7 @@ def draw_overlays(
         handles=_legend(), loc="lower center", ncols=len(COLOURS), fontsize=7, frameon=False, handlelength=2.6
     )
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, metadata={"Title": heading})
+        figure.savefig(temporary, dpi=dpi, metadata={"Title": heading})
 
 
 def _draw_case(axes: Sequence["Axes"], case: CaseSlice) -> None:

@@ -5,6 +5,7 @@ view asked for. Everything else stays visible as a record with a reason.
 """
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -217,12 +218,13 @@ def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protoco
 
 def _misfit(cases: "pd.DataFrame") -> str | None:
     """What no evaluation wrote: a raw column of another type, or a value that is no measurement. Undefined ones are a policy's business."""
-    import pandas as pd
+    import numpy as np
 
     for column in RAW_COLUMNS:
-        kind = pd.api.types.infer_dtype(cases[column], skipna=True)
-        holes = int(cases[column].isna().sum())
-        if holes and column in (*TEXTS, "threshold"):
+        series = cases[column]
+        kind = _kind(series)
+        holes = int(series.isna().sum()) if column in (*TEXTS, "threshold") else 0
+        if holes:
             return f"{holes} rows without {column}"
         wanted, kinds = ("text", {"string"}) if column in TEXTS else ("numbers", NUMBER_KINDS)
         if column in FLAGS:
@@ -231,16 +233,28 @@ def _misfit(cases: "pd.DataFrame") -> str | None:
             return f"{column} holds {kind} values, expected {wanted}"
         if column in TEXTS or column in FLAGS:
             continue
-        values = cases[column].astype("float64").dropna()
+        values = series.to_numpy(dtype="float64", na_value=math.nan)
+        values = values[~np.isnan(values)]
         highest, fitting = (
             (1, "from 0 to 1") if column in FRACTIONS else (sys.float_info.max, "finite and not negative")
         )
-        fits = values.between(0, highest)
+        fits = (values >= 0) & (values <= highest)
         if column.startswith("n_"):
-            fits, fitting = fits & (values % 1 == 0), "a count"
+            with np.errstate(invalid="ignore"):  # infinity has no remainder
+                fits, fitting = fits & (values % 1 == 0), "a count"
         if not fits.all():
-            return f"{column} {values[~fits].iloc[0]:g} is not {fitting}"
+            return f"{column} {values[~fits][0]:g} is not {fitting}"
     return None
+
+
+def _kind(series: "pd.Series") -> str:
+    """What pandas calls the values of a column; a column of a plain type need not be looked through."""
+    import numpy as np
+    import pandas as pd
+
+    plain = {"b": "boolean", "i": "integer", "u": "integer", "f": "floating"}
+    known = plain.get(series.dtype.kind) if isinstance(series.dtype, np.dtype) else None
+    return known or pd.api.types.infer_dtype(series, skipna=True)
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:

@@ -31,20 +31,34 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountedRun:
+    """A run that a row is made of: its folder below the runs root, the command that made it, and its means; an undefined one is absent."""
+
+    folder: str
+    command: str
+    means: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CenterResult:
-    """One held-out center of one row. ``scores`` is empty while a seed is missing; a metric that no case defines is absent. ``folders``
-    names the counted run of each finished seed, relative to the runs root."""
+    """One held-out center of one row, with its runs by seed. ``scores`` is empty while a seed is missing; a metric that no case defines
+    is absent."""
 
     scores: Mapping[str, Score]
-    finished_seeds: tuple[int, ...]
+    runs: Mapping[int, CountedRun]
     counts: Mapping[str, int]
-    folders: Mapping[int, str]
+
+    @property
+    def finished_seeds(self) -> tuple[int, ...]:
+        """The seeds with a counted run, in order."""
+        return tuple(self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
-    known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it."""
+    known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it.
+    ``stamps``, the first of the ``notes``, must be said beside every number of the row."""
 
     label: str
     method: str
@@ -59,6 +73,7 @@ class Row:
     worst: str | None
     rank: int | None
     cost: RowCost | None
+    stamps: tuple[str, ...]
     notes: tuple[str, ...]
 
     @property

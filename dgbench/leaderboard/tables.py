@@ -35,13 +35,13 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
     for position, table in enumerate(compiled.tables, start=1):
         sheets.append(_table_sheet(compiled, table, position))
         if table.statistics is not None:
-            sheets += _statistics_sheets(table, table.statistics)
+            sheets += statistics_sheets(table, table.statistics)
         if any(row.complete and not row.imported for row in table.rows):
-            sheets.append(_detection_sheet(table))
+            sheets.append(detection_sheet(table))
         if any(row.cost for row in table.rows):
-            sheets.append(_cost_sheet(table))
+            sheets.append(cost_sheet(table))
         if any(row.imported for row in table.rows):
-            sheets.append(_imported_sheet(table))
+            sheets.append(imported_sheet(table))
         if table.missing:
             sheets.append(missing_sheet(table))
     if not sheets:
@@ -51,7 +51,7 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
         heading = f"Run folders that cannot be read and are not counted ({len(compiled.problems)})"
         sheets.append(Sheet(heading=(heading,), footer=compiled.problems))
     if published is not None:
-        sheets.append(_published_sheet(published, compiled.view.setting))
+        sheets.append(published_sheet(published, compiled.view.setting))
     return sheets
 
 
@@ -64,9 +64,9 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
     )
     rows = [
         (
-            _rank_cell(table, row),
+            rank_cell(table, row),
             row.label,
-            *(_center_cell(table, row, center) for center in table.centers),
+            *(center_cell(table, row, center) for center in table.centers),
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
             f"{points(row.centers[row.worst].scores['dsc'].mean)} {row.worst}" if row.worst else BLANK,
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
@@ -86,7 +86,7 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
     )
 
 
-def _rank_cell(table: Table, row: Row) -> str:
+def rank_cell(table: Table, row: Row) -> str:
     """The rank; with too few seeds to know its interval it is marked."""
     if row.rank is None:
         return BLANK
@@ -94,7 +94,7 @@ def _rank_cell(table: Table, row: Row) -> str:
     return f"{row.rank} ({Evidence.SMOKE})" if smoke else str(row.rank)
 
 
-def _statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
+def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
     """Differences to the baseline and standings, then ranks under other schemes and metrics."""
     columns = (
         *("method", f"DSC − {BASELINE}", *(f"at {center}" for center in table.centers)),
@@ -109,8 +109,8 @@ def _statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
         lines.append(
             (
                 row.label,
-                _difference(one.overall) if one else "baseline" if row.method == BASELINE else BLANK,
-                *(_difference(centers[name]) if name in centers else BLANK for name in table.centers),
+                difference_text(one.overall) if one else "baseline" if row.method == BASELINE else BLANK,
+                *(difference_text(centers[name]) if name in centers else BLANK for name in table.centers),
                 BLANK if one is None or one.p_holm is None else f"{one.p_holm:.3f}",
                 BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",
                 str(place.rank) if place else BLANK,
@@ -153,7 +153,7 @@ def _statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
     return sheets
 
 
-def _difference(difference: Difference) -> str:
+def difference_text(difference: Difference) -> str:
     """In points, with its interval where there is one."""
     mean = f"{100 * difference.mean:+.1f}"
     if difference.interval is None:
@@ -162,7 +162,8 @@ def _difference(difference: Difference) -> str:
     return f"{mean} [{low:+.1f}, {high:+.1f}]"
 
 
-def _detection_sheet(table: Table) -> Sheet:
+def detection_sheet(table: Table) -> Sheet:
+    """Lesions found and falsely found, and distances among detected cases, of complete rows."""
     words = {
         "sensitivity": "sensitivity",
         "false_positives": "FP per case",
@@ -170,7 +171,7 @@ def _detection_sheet(table: Table) -> Sheet:
         **{metric: f"{HEADERS[metric.removesuffix('_detected')]} among detected" for metric in AMONG_DETECTED},
     }
     rows = [
-        (row.label, *(_detection_cell(metric, row.mean.get(metric)) for metric in words))
+        (row.label, *(detection_cell(metric, row.mean.get(metric)) for metric in words))
         for row in table.rows
         if row.complete and not row.imported
     ]
@@ -186,7 +187,8 @@ def _detection_sheet(table: Table) -> Sheet:
     )
 
 
-def _cost_sheet(table: Table) -> Sheet:
+def cost_sheet(table: Table) -> Sheet:
+    """Parameters, operations and times of the rows whose runs tell of them."""
     columns = (
         "method",
         "parameters",
@@ -225,7 +227,7 @@ def _cost_sheet(table: Table) -> Sheet:
     )
 
 
-def _imported_sheet(table: Table) -> Sheet:
+def imported_sheet(table: Table) -> Sheet:
     """Prediction sets of systems that were not trained under the protocol, by mean DSC."""
     metrics, counted = METRICS[1:], DETECTION[:2]
     columns = (
@@ -235,10 +237,10 @@ def _imported_sheet(table: Table) -> Sheet:
     rows = [
         (
             *("not ours", row.label),
-            *(_center_cell(table, row, center) for center in table.centers),
+            *(center_cell(table, row, center) for center in table.centers),
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
-            *(_detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
+            *(detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
             *("unknown", ", ".join(map(str, row.seeds)), "; ".join(row.notes)),
         )
         for row in table.rows
@@ -256,7 +258,7 @@ def _imported_sheet(table: Table) -> Sheet:
     )
 
 
-def _detection_cell(metric: str, score: Score | None) -> str:
+def detection_cell(metric: str, score: Score | None) -> str:
     """Points for the sensitivity, two decimals for counts, one for mm."""
     if score is None:
         return "not evaluated" if metric == "false_positives_lesion_free" else UNDEFINED
@@ -280,9 +282,9 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
         f"setting {view.setting}, "
         f"threshold {view.threshold_text}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
-        f"dgbench {', '.join(table.dgbench)}; seeds {', '.join(map(str, table.seeds))}; cases {cases}; {_troubles(table)}; "
+        f"dgbench {', '.join(table.dgbench)}; seeds {', '.join(map(str, table.seeds))}; cases {cases}; {troubles(table)}; "
         f"data {table.data}",
-        _standing(compiled, table),
+        standing(compiled, table),
         UNITS,
     ]
     if len(compiled.tables) > 1:
@@ -293,7 +295,7 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
     return tuple(lines)
 
 
-def _troubles(table: Table) -> str:
+def troubles(table: Table) -> str:
     """Empty predictions and failed cases over all counted runs."""
     results = [result.counts for row in table.rows for result in row.centers.values()]
     total, empty, failed = (
@@ -302,7 +304,8 @@ def _troubles(table: Table) -> str:
     return f"empty predictions {empty} and failed cases {failed} of {total}"
 
 
-def _standing(compiled: Compiled, table: Table) -> str:
+def standing(compiled: Compiled, table: Table) -> str:
+    """Whether the table is a ranking, and if not, why."""
     roi = "oracle ROI: the held-out label places the crop. " if compiled.view.setting.endswith("-Mask") else ""
     threshold = (
         "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
@@ -315,7 +318,8 @@ def _standing(compiled: Compiled, table: Table) -> str:
     return "Official ranking: mean over centers of the mean DSC over cases; complete rows only"
 
 
-def _center_cell(table: Table, row: Row, center: str) -> str:
+def center_cell(table: Table, row: Row, center: str) -> str:
+    """The DSC at one center, or why there is none."""
     result = row.centers[center]
     if result.scores:
         return number("dsc", result.scores["dsc"])
@@ -339,7 +343,8 @@ def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None
     )
 
 
-def _published_sheet(published: Published, setting: str) -> Sheet:
+def published_sheet(published: Published, setting: str) -> Sheet:
+    """What the paper reports for ``setting``, marked as reported."""
     rows = published.counterpart(setting)
     heading = (REPORTED, f"{published.source}; setting {setting}")
     if not rows:

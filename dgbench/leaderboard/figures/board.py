@@ -1,6 +1,6 @@
 """What figures are drawn from: one table of a leaderboard, with the run folder behind each of its cells."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,7 +170,7 @@ def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = 
         DgbenchError: there is no finished run, or runs of several presets and none is named.
     """
     compiled = compile_runs(root, protocol=protocol, preset=preset, view=view)
-    there = [table for table in compiled.tables if any(_folders(row) for row in table.rows)]
+    there = [table for table in compiled.tables if any(_has_runs(row) for row in table.rows)]
     wanted = f"protocol {protocol.name}" + (f", preset {preset}" if preset else "")
     if not there:
         problem = f"; {compiled.problems[0]}" if compiled.problems else ""
@@ -183,10 +183,10 @@ def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = 
         raise DgbenchError(f"--runs {root}: runs of the presets {', '.join(presets)} — name one with --preset")
     table = there[0]
     cells = [
-        Cell(row.label, center, seed, read_run(root, root / folder), view, compiled.policy)
+        Cell(row.label, center, seed, read_run(root, root / run.folder), view, compiled.policy)
         for row in table.rows
         for center in table.centers
-        for seed, folder in sorted(row.centers[center].folders.items())
+        for seed, run in sorted(row.centers[center].runs.items())
     ]
     shown = protocol.task.intensity
     between = f"{shown.low:g} to {shown.high:g}".replace("-", "−")
@@ -194,8 +194,8 @@ def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = 
     return Board(compiled=compiled, table=table, intensities=intensities, cells=cells, older=len(there) - 1)
 
 
-def _folders(row: Row) -> list[Mapping[int, str]]:
-    return [result.folders for result in row.centers.values() if result.folders]
+def _has_runs(row: Row) -> bool:
+    return any(result.runs for result in row.centers.values())
 
 
 class Options(NamedTuple):

@@ -1,0 +1,174 @@
+"""How long a large leaderboard takes, by part: reading run folders, resolving rows, statistics, and the page without case pages.
+
+Fake runs are written into a temporary folder. By default evaluations hold the official view only; ``--views 72`` gives them what real ones
+hold (4 settings, 2 checkpoints, 9 thresholds), at a size that should then be smaller::
+
+    python benchmarks/leaderboard_page.py                  # 20 methods, 5 centers, 5 seeds, 60 cases
+    python benchmarks/leaderboard_page.py --full           # 200 methods, 5 centers, 5 seeds, 300 cases per center
+    python benchmarks/leaderboard_page.py --methods 4 --cases 300 --views 72
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dgbench.atomic import write_json
+from dgbench.leaderboard import compile as compiling
+from dgbench.leaderboard import evidence, policies
+from dgbench.leaderboard.page.site import write_page
+from dgbench.protocol import load_protocol
+from dgbench.store.folder import RunSpec
+
+CENTERS = tuple(f"C{number}" for number in range(5))
+SPENT: dict[str, float] = {}
+
+
+def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, whose seconds are added up under ``name``."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **options)
+        finally:
+            SPENT[name] = SPENT.get(name, 0.0) + time.perf_counter() - start
+
+    return call
+
+
+def spec(method: str, heldout: str, seed: int, number: int) -> RunSpec:
+    """The spec of one fake run."""
+    key = f"{number:064x}"
+    folder = f"phantom/{heldout}/{method}/seed{seed}-{key[:8]}"
+    return RunSpec.model_validate(
+        {
+            "schema": 1,
+            "dgbench": "0.1.0",
+            "key": key[::-1],
+            "protocol": {
+                "name": "phantom",
+                "version": 1,
+                "content": "c" * 64,
+                "kind": "phantom",
+                "preset": "bench",
+                "ranked": True,
+                "modified": False,
+                "converged": True,
+            },
+            "heldout": heldout,
+            "seed": seed,
+            "sources": [name for name in CENTERS if name != heldout],
+            "method": {"name": method, "version": 1, "title": method, "config": {}},
+            "stages": {"tumor-fine": {"key": key[::-1], "folder": f"{folder}/tumor-fine"}},
+            "data": {"centers": {"phantom": "d" * 64}},
+            "environment": {"device": "cpu", "precision": "fp32", "threads": 1, "torch": "2.13"},
+            "command": f"dgbench run --method {method} --protocol phantom --heldout {heldout} --preset bench --seed {seed}",
+        }
+    )
+
+
+def rows(center: str, count: int, views: int, rng: np.random.Generator, level: float) -> pd.DataFrame:
+    """Case rows of one evaluation; the first view is the official one."""
+    n = count * views
+    view = np.repeat(np.arange(views), count)
+    dsc = np.clip(rng.normal(level, 0.18, n), 0.01, 0.99)
+    distance = 10 * (1 - dsc)
+    frame = {
+        "case": np.tile([f"{center}/{center}_{index:04d}" for index in range(count)], views),
+        "center": center,
+        "role": "held-out",
+        "stage": "tumor-fine",
+        "setting": np.where(view % 4 == 0, "F-Seg", "C-Seg"),
+        "checkpoint": np.where(view % 8 < 4, "source-val", "last-step"),
+        "threshold": np.where(view // 8 == 0, 0.5, 0.1 + 0.001 * view),
+        "failed": False,
+        "reason": None,
+        "dsc": dsc,
+        "nsd": dsc / 2,
+        "assd": distance,
+        "assd_two_means": distance,
+        "hd95": 2 * distance,
+        "hd95_max": 3 * distance,
+        "centroid_mm": distance / 2,
+        "volume_reference_mm3": 1000.0,
+        "volume_prediction_mm3": 900.0,
+        "empty_reference": False,
+        "empty_prediction": False,
+        "n_lesions_reference": 1,
+        "n_lesions_found": 1,
+        "n_false_positive": 0,
+    }
+    return pd.DataFrame(frame)
+
+
+def write_runs(root: Path, methods: int, seeds: int, cases: int, views: int) -> int:
+    """Write the fake runs; returns how many."""
+    rng = np.random.default_rng(0)
+    number = 0
+    for index in range(methods):
+        method = "erm" if index == 0 else f"method{index:03d}"
+        for center in CENTERS:
+            for seed in range(seeds):
+                number += 1
+                run = spec(method, center, seed, number)
+                folder = run.folder(root)
+                write_json(folder / "spec.json", run.dump())
+                keys = {name: stage.key for name, stage in run.stages.items()}
+                write_json(folder / "evaluation/spec.json", {"train_keys": keys, "fingerprint": center, "numbers": 1})
+                frame = rows(center, cases, views, rng, 0.5 + 0.001 * index + rng.normal(0, 0.01))
+                frame.to_parquet(folder / "evaluation/cases.parquet")
+                for place in (folder, folder / "evaluation"):
+                    write_json(place / "status.json", {"state": "done", "updated": "2026-01-01T00:00:00+00:00"})
+    return number
+
+
+def main() -> None:
+    """Write runs, compile them, write the page, and print the seconds of each part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=60, help="per center")
+    parser.add_argument("--views", type=int, default=1, help="views that every evaluation holds: 72 in a real one")
+    parser.add_argument("--full", action="store_true", help="200 methods, 300 cases per center")
+    options = parser.parse_args()
+    if options.full:
+        options.methods, options.cases = 200, 300
+    for module, name in (
+        *((compiling, name) for name in ("read_records", "table_statistics")),
+        *((evidence, name) for name in ("compare", "standings", "robustness", "score_table")),
+        *((policies, name) for name in ("apply_policy", "summarise")),
+    ):
+        setattr(module, name, timed(name, getattr(module, name)))
+    os.fsync = lambda _: None  # writing the fake runs is not what is measured
+    protocol = load_protocol("phantom")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "runs"
+        runs = write_runs(root, options.methods, options.seeds, options.cases, options.views)
+        print(
+            f"{options.methods} methods × {len(CENTERS)} centers × {options.seeds} seeds × {options.cases} cases "
+            f"= {runs} runs, {runs * options.cases:,} case rows, {options.views} views stored"
+        )
+        start = time.perf_counter()
+        compiled = compiling.compile_runs(root, protocol=protocol)
+        middle = time.perf_counter()
+        written = write_page(compiled, Path(folder) / "page", root=root, protocol=protocol, cases=False)
+        end = time.perf_counter()
+        size = sum(path.stat().st_size for path in (Path(folder) / "page").rglob("*") if path.is_file())
+        index = written.index.stat().st_size
+    print(f"compile {middle - start:8.2f} s")
+    for name, seconds in SPENT.items():
+        print(f"  {name:18s} {seconds:8.2f} s" + (" (within table_statistics)" if hasattr(evidence, name) else ""))
+    print(
+        f"page    {end - middle:8.2f} s ({written.methods + 1} pages, {size / 1e6:.1f} MB, index {index / 1e6:.1f} MB)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""What stands in the notes of a row: its stamps, and what went into its means."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from dgbench.leaderboard.records import Record
+from dgbench.leaderboard.results import CenterResult
+
+
+def stamps(members: Sequence[Record]) -> tuple[str, ...]:
+    """What must be said beside every number of a row made of ``members``."""
+    if members[0].spec.method.imported:
+        return ("imported, not trained under this protocol",)
+    found = list(members[0].spec.protocol.stamps)
+    if (factor := members[0].spec.method.draws_factor) != 1:
+        found.append(f"control row with {factor}× the draws, not ranked")
+    devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
+    if len(devices) > 1:
+        found.append(f"mixed devices: {', '.join(devices)}")
+    return tuple(found)
+
+
+def counts(centers: Mapping[str, CenterResult]) -> list[str]:
+    """Empty predictions and failed cases over all counted runs of a row, where there are any."""
+    total: Counter[str] = Counter()
+    for result in centers.values():
+        total.update(result.counts)
+    words = {"n_empty_prediction": "empty predictions", "n_failed": "failed cases"}
+    return [f"{text} {total[count]}/{total['n']}" for count, text in words.items() if total[count]]

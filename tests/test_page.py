@@ -1,0 +1,401 @@
+"""The page as files: what it says, that it is whole and closed, that text stays text, and that its folder is safe."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_calls import mistake
+from hatchling.builders.wheel import WheelBuilder
+from leaderboard_runs import CENTERS, PROTOCOL, add_run, cell, compiled, only_table, write_two_seeds
+from page_runs import REASON, TITLE, write_board
+
+from dgbench.cli import call
+from dgbench.errors import DgbenchError
+from dgbench.leaderboard.page import site as site_room
+from dgbench.leaderboard.page.board import board, seed_means
+from dgbench.leaderboard.page.card import render_markdown
+from dgbench.leaderboard.page.folder import MARKER, file_name
+from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_strip, seeds_mark
+from dgbench.leaderboard.page.site import Written, write_page
+from dgbench.leaderboard.published import load_published
+
+ROOT = Path(__file__).parent.parent
+VOID = {"meta", "link", "input", "img", "br", "hr"}
+
+
+class Page(HTMLParser):
+    """A parsed page that insists on balanced tags."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.open, self.tags, self.words = path, [], [], []
+        self.ids: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open, f"{path}: not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"{self.path}: stray </{tag}>"
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield write_board(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "new" / "folder"
+    written = write_page(compiled(runs), out, root=runs, protocol=PROTOCOL, published=load_published())
+    assert written == Written(index=out / "index.html", methods=7, cases="18 case pages")
+    return out
+
+
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+def html(page: Path) -> list[Path]:
+    return sorted(page.rglob("*.html"))
+
+
+def test_every_page_is_whole_closed_and_says_phantom_first(page: Path) -> None:
+    assert len(html(page)) == 1 + 7 + 18
+    for path in html(page):
+        parsed = Page(path)
+        assert len(parsed.ids) == len(set(parsed.ids))
+        body = path.read_text(encoding="utf-8").partition("<body>")[2]
+        assert body.strip().startswith('<p class="banner phantom">PHANTOM DATA — not patient data</p>')
+        policies = [meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta]
+        assert policies == [site_room.POLICY]
+        assert "unsafe" not in policies[0]
+        assert policies[0].startswith("default-src 'none';")
+
+
+def test_nothing_is_inline_or_from_elsewhere_and_every_link_leads_to_a_file(page: Path) -> None:
+    reached = {MARKER}
+    for path in html(page):
+        parsed = Page(path)
+        for tag, attributes in parsed.tags:
+            assert not {name for name in attributes if name.startswith("on") or name == "style"}, (path, attributes)
+            assert tag not in ("style", "iframe", "object", "embed", "form", "base")
+            for name in ("href", "src"):
+                target = attributes.get(name)
+                if target is None or target == "data:,":
+                    continue
+                if re.match(r"https?:", target):
+                    assert tag == "a", f"{path}: {tag} loads {target}"
+                    continue
+                place, _, anchor = target.partition("#")
+                file = (path.parent / place).resolve() if place else path
+                assert file.is_file(), f"{path}: {target}"
+                assert not anchor or anchor in Page(file).ids
+                reached.add(file.relative_to(page.resolve()).as_posix() if place else "index.html")
+        assert all("src" in script for script in parsed.all("script"))
+    css = (page / "static/page.css").read_text()
+    assert "url(" not in css
+    assert "@import" not in css
+    assert reached | {"index.html"} == {path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()}
+
+
+def test_text_of_run_folders_stays_text(page: Path) -> None:
+    for path in html(page):
+        parsed = Page(path)
+        raw = path.read_text(encoding="utf-8")
+        assert "<script>" not in raw
+        assert "<b>" not in raw
+        assert "\x1b" not in raw
+        assert {image.get("alt", "")[:5] for image in parsed.all("img")} <= {"Slice"}
+    visible = REASON.replace("\x1b", " ")
+    assert " ".join(visible.split()) in Page(page / "index.html").text
+    assert TITLE in Page(page / "methods/foreign.one.html").text
+
+
+def test_index_says_what_the_table_depends_on(page: Path) -> None:
+    text = Page(page / "index.html").text
+    for fact in (
+        *("Protocol phantom version 1", f"Content hash {'c0ffee00' * 8}", "Preset bench", "Seeds 0, 1, 2, 3, 4"),
+        *("Missing cells 28", "Selection rule source-val — ", "Threshold rule 0.5 for all", "Policy default: an empty"),
+        *(
+            "dgbench 0.1.0.dev0",
+            "Evidence: claim — five seeds or more",
+            "One or two seeds are smoke",
+            "these 3 centers only",
+        ),
+        *("REPORTED in the literature on patient data", "control row with 3× the draws", "unconverged", "1/5 seeds"),
+        *(
+            "dgbench run --method cutout --protocol phantom --preset bench --heldout RMYY --seed 4",
+            "failed",
+            "not run",
+            "tier 1",
+        ),
+    ):
+        assert fact in text, fact
+
+
+@pytest.mark.parametrize(("seeds", "grade"), [(1, "smoke"), (2, "smoke"), (3, "row"), (5, "claim")])
+def test_only_what_the_seeds_permit_is_shown(tmp_path: Path, seeds: int, grade: str) -> None:
+    write_board(tmp_path, seeds=seeds, slices=False)
+    table = only_table(tmp_path)
+    assert table.statistics is not None
+    assert table.statistics.evidence == grade
+    shown = board(table)
+    place = {column.header: index for index, column in enumerate(shown.columns)}
+    best = next(line for line in shown.lines if line.label == "dualtask")
+    interval = best.cells[place["interval"]].mark
+    assert interval is not None
+    assert ("no interval" in interval) == (grade == "smoke")
+    assert ("[" in best.cells[place["mean DSC"]].text) == (grade != "smoke")
+    assert (best.cells[place["p (Holm)"]].key is not None) == (grade == "claim")
+    for header in ("rank interval", "P(best)", "tier"):
+        assert (best.cells[place[header]].key is None) == (grade == "smoke")
+    assert (shown.strip is None) == (grade == "smoke")
+    assert best.cells[place["rank"]].text == ("1 (smoke)" if grade == "smoke" else "1")
+
+
+def test_main_table_has_a_cell_for_every_column_and_the_numbers_of_the_rows(runs: Path, page: Path) -> None:
+    table = only_table(runs)
+    shown = board(table)
+    assert sum(span for _, span in shown.groups) == len(shown.columns)
+    assert all(len(line.cells) == len(shown.columns) for line in shown.lines)
+    assert [line.label for line in shown.lines] == [row.label for row in table.rows]
+    place = {column.header: index for index, column in enumerate(shown.columns)}
+    for row, line in zip(table.rows, shown.lines, strict=True):
+        assert line.complete == row.complete
+        if row.complete:
+            assert line.cells[place["mean"]].key == row.mean["dsc"].mean
+            means = seed_means(row)
+            assert sum(means.values()) / len(means) == pytest.approx(100 * row.mean["dsc"].mean)
+        for center in CENTERS:
+            expected = row.centers[center].scores["dsc"].mean if row.centers[center].scores else None
+            assert line.cells[place[center]].key == expected
+    assert {line.label: line.stamps for line in shown.lines if line.stamps} == {
+        "mixstyle": "unconverged",
+        "erm_long": "control row with 3× the draws, not ranked",
+    }
+    headers = [th for th in Page(page / "index.html").all("th") if th.get("scope") == "col"]
+    assert {"name", "number", "notes"} <= {header.get("class") for header in headers}
+
+
+def test_holes_are_never_a_number(tmp_path: Path) -> None:
+    write_two_seeds(tmp_path)
+    add_run(tmp_path, "hog", "MSD", 0, cases=cell("MSD", 0.9, 0.9, 0.9))
+    (line,) = [line for line in board(only_table(tmp_path)).lines if line.label == "hog"]
+    numbers = [one.text for one in line.cells if isinstance(one.key, float)]
+    assert numbers == []
+    assert "incomplete" in [one.text for one in line.cells]
+
+
+def test_method_page(page: Path) -> None:
+    parsed = Page(page / "methods/dualtask.html")
+    for words in (
+        *(
+            "Dual-task framework",
+            "Results by held-out center",
+            "Mean DSC by seed",
+            "How to reproduce",
+            "Difference to erm",
+        ),
+        "dgbench run --method dualtask --protocol phantom --heldout MSD --preset bench --seed 4",
+        "phantom/MSD/dualtask/seed4-",
+    ):
+        assert words in parsed.text
+    links = {link["href"] for link in parsed.all("a")}
+    assert "../cases/RMYY/RMYY_0005.html" in links
+    holed = Page(page / "methods/cutout.html").text
+    assert "incomplete, not ranked" in holed
+    assert "out of <b>memory</b>" in holed
+    foreign = Page(page / "methods/foreign.one.html").text
+    assert "No card: the method is not installed here." in foreign
+
+
+def test_case_page_shows_overlays_where_there_are_slices(page: Path) -> None:
+    with_slice, without = Page(page / "cases/MSD/MSD_0000.html"), Page(page / "cases/RENJI/RENJI_0003.html")
+    (image,) = with_slice.all("img")
+    picture = page / "cases/MSD" / image["src"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "erm, seed 0" in image["alt"]
+    assert "No slice of this case in the runs of: dualtask" in with_slice.text
+    assert not without.all("img")
+    assert "the run folders hold no slices of this case" in without.text
+    assert [link["href"] for link in without.all("a")] == [
+        "../../index.html",
+        "../../cases/RENJI/RENJI_0002.html",
+        "../../cases/RENJI/RENJI_0004.html",
+    ]
+    assert "no result" in without.text
+
+
+def test_the_same_runs_give_the_same_bytes_and_pictures_are_not_drawn_again(
+    runs: Path, page: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.relative_to(page): path.read_bytes() for path in page.rglob("*") if path.is_file()}
+    monkeypatch.setattr("dgbench.leaderboard.page.cases.draw_overlays", lambda *_, **__: pytest.fail("drawn again"))
+    write_page(compiled(runs), page, root=runs, protocol=PROTOCOL, published=load_published())
+    assert before == {path.relative_to(page): path.read_bytes() for path in page.rglob("*") if path.is_file()}
+    assert [path.name for path in page.parent.iterdir()] == [page.name]
+
+
+def test_many_cases_are_left_out_with_one_line(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgbench.leaderboard.page.cases.LARGEST", 100)
+    result = compiled(runs)
+    written = write_page(result, tmp_path / "page", root=runs, protocol=PROTOCOL)
+    assert written.cases == "no case pages: 126 cases × rows are more than 100 (--cases writes them all the same)"
+    assert written.cases in Page(tmp_path / "page" / "index.html").text
+    assert not (tmp_path / "page" / "cases").exists()
+    assert write_page(result, tmp_path / "page", root=runs, protocol=PROTOCOL, cases=True).cases == "18 case pages"
+    assert "--no-cases" in write_page(result, tmp_path / "page", root=runs, protocol=PROTOCOL, cases=False).cases
+
+
+def test_page_without_runs(tmp_path: Path) -> None:
+    write_page(compiled(tmp_path / "none"), tmp_path / "page", root=tmp_path / "none", protocol=PROTOCOL)
+    assert "No runs yet — start with: dgbench run --protocol phantom" in Page(tmp_path / "page/index.html").text
+
+
+def test_unreadable_folders_are_listed(tmp_path: Path) -> None:
+    write_two_seeds(tmp_path / "runs")
+    broken = add_run(tmp_path / "runs", "hog", "MSD", cases=cell("MSD", 0.5))
+    (broken / "spec.json").write_text("{}")
+    write_page(compiled(tmp_path / "runs"), tmp_path / "page", root=tmp_path / "runs", protocol=PROTOCOL)
+    assert "cannot be read and are not counted (1)" in Page(tmp_path / "page/index.html").text
+
+
+def test_folder_of_others_is_refused_and_left_alone(tmp_path: Path, runs: Path) -> None:
+    result, out = compiled(runs), tmp_path / "page"
+    out.mkdir()
+    (out / "thesis.md").write_text("mine")
+    with pytest.raises(DgbenchError, match=r"holds files that are not of a leaderboard page \(thesis.md\)"):
+        write_page(result, out, root=runs, protocol=PROTOCOL)
+    assert [path.name for path in out.iterdir()] == ["thesis.md"]
+    (out / "thesis.md").unlink()
+    write_page(result, out, root=runs, protocol=PROTOCOL, cases=False)
+    (out / "methods" / "notes.txt").write_text("mine")
+    with pytest.raises(DgbenchError, match=r"methods/notes\.txt"):
+        write_page(result, out, root=runs, protocol=PROTOCOL)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DgbenchError, match="is a file"):
+        write_page(result, tmp_path / "file", root=runs, protocol=PROTOCOL)
+
+
+def test_a_failure_leaves_the_page_before(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result, out = compiled(runs), tmp_path / "page"
+    write_page(result, out, root=runs, protocol=PROTOCOL, cases=False)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(site_room, "method_pages", fail)
+    with pytest.raises(DgbenchError, match="No space left"):
+        write_page(result, out, root=runs, protocol=PROTOCOL, cases=False)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+
+
+def test_a_marker_cannot_hide_files_of_others(tmp_path: Path, runs: Path) -> None:
+    out = tmp_path / "page"
+    out.mkdir()
+    (out / MARKER).write_text(json.dumps({"made_by": "someone", "files": ["x"]}))
+    (out / "x").write_text("mine")
+    with pytest.raises(DgbenchError, match="holds files that are not"):
+        write_page(compiled(runs), out, root=runs, protocol=PROTOCOL)
+
+
+def test_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["leaderboard", f"--runs={runs}", "--preset=bench"]
+    assert mistake(capsys, [*base, "--format=html"]).endswith("name the folder of the page with --out DIR")
+    assert "belongs to --format html" in mistake(capsys, [*base, f"--out={tmp_path}"])
+    assert "belongs to --format html" in mistake(capsys, [*base, "--format=md", "--no-cases"])
+    assert call([*base, "--format=html", f"--out={tmp_path / 'page'}", "--no-cases"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert said.startswith(f"{tmp_path / 'page' / 'index.html'}: 1 table, 7 method pages, no case pages")
+
+
+def test_file_names_are_harmless() -> None:
+    assert file_name("erm_long") == "erm_long"
+    assert file_name("_pancreas").startswith("pancreas-") or file_name("_pancreas").startswith("_pancreas-")
+    odd = ["../../x", "a/b", "a?b", "ä", "", ".hidden", "x" * 80]
+    names = [file_name(text) for text in odd]
+    assert len(set(names)) == len(odd)
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) for name in names)
+
+
+def test_marks() -> None:
+    assert Scale.around([]) is None
+    scale = Scale.around([41.2, 58.9])
+    assert scale is not None
+    assert scale.low <= 41.2 < 58.9 <= scale.high
+    assert scale.x(scale.low) < scale.x(50) < scale.x(scale.high)
+    with_zero = Scale.around([2.0, 5.0], include=(0.0,))
+    assert with_zero is not None
+    assert with_zero.low <= 0
+    equal = Scale.around([3.0])
+    assert equal is not None
+    assert seeds_mark({0: 3.0}, equal).count("<circle") == 1
+    assert "above zero" in interval_mark(2.0, (1.0, 3.0), with_zero)
+    assert 'class="open"' in interval_mark(0.5, (-1.0, 3.0), with_zero)
+    assert "below zero" in interval_mark(-2.0, (-3.0, -1.0), with_zero)
+    strip = rank_strip(
+        [Place(label="<a>", rank=1, interval=(1, 2), tier=1), Place(label="b", rank=2, interval=(1, 2), tier=None)]
+    )
+    assert "&lt;a&gt;" in strip
+    assert strip.count("<circle") == 2
+
+
+def test_card_is_safe() -> None:
+    text = (
+        "# name\n\nsome <script>alert(1)</script> [bad](javascript:alert(1)) [page](../x.md) [paper](https://example.org/a?b&c)\n\n"
+        "![picture](https://example.org/x.png)\n\n| a | b |\n|---|---|\n| 1 | `<i>` |\n\n## Part\n\n<img src=x onerror=alert(1)>\n"
+    )
+    made = render_markdown(text, title="name")
+    assert "<h3" not in made
+    assert "<h4>Part</h4>" in made
+    assert "<script" not in made
+    assert "<img" not in made
+    assert re.findall(r'href="([^"]*)"', made) == ["https://example.org/a?b&amp;c", "https://example.org/x.png"]
+    assert "javascript:" not in "".join(re.findall(r"<[^>]*>", made))
+    assert "page" in made
+    assert '<div class="scroll"' in made
+    assert "<code>&lt;i&gt;</code>" in made
+    bare = render_markdown("| | |\n|---|---|\n| 1 | 2 |\n\n| a | |\n|---|---|\n| 1 | 2 |\n")
+    assert bare.count("<thead>") == 1
+    assert "<th></th>" not in bare
+
+
+@pytest.mark.slow
+def test_wheel_has_templates_and_static_files(tmp_path: Path) -> None:
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = set(zipfile.ZipFile(wheel).namelist())
+    here = ROOT / "dgbench/leaderboard/page"
+    shipped = {
+        path.relative_to(ROOT).as_posix() for room in ("templates", "static") for path in (here / room).iterdir()
+    }
+    assert len(shipped) == 7
+    assert shipped <= names
