@@ -74,7 +74,7 @@ class _Scales:
 
 def board(table: Table) -> Board:
     """The main table of ``table``, rows in its order; imported prediction sets have a section of their own."""
-    rows = [row for row in rows if not row.imported]
+    rows = [row for row in table.rows if not row.imported]
     found = table.statistics
     comparisons = found.comparisons if found else {}
     standings = found.standings if found else {}
