@@ -124,7 +124,7 @@ def test_published_table_vi() -> None:
     (mask,) = paper.counterpart("C-Mask")
     assert (mask.mean.dsc, "42.19" in (mask.note or "")) == (42.73, True)
     assert paper.counterpart("X-Seg") == ()
-    assert set(paper.protocols) == set(protocol_names()) - {"hippocampus"}
+    assert set(paper.protocols) == set(protocol_names()) - {"hippocampus", "phantom-neutral"}
     with pytest.raises(DgbenchError, match="did you mean 'dual-task'"):
         load_published("dualtask")
 
