@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dgbench import __version__
-from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
+from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run, sweep
 from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
 from dgbench.cli.figures import figures
@@ -33,7 +33,8 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 app.command("run")(run.run)
-app.command("sweep")(run.sweep)
+app.command("plan")(sweep.plan)
+app.command("sweep")(sweep.sweep)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("figures")(figures)
 app.command("shift")(shift)

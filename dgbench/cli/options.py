@@ -44,6 +44,12 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads of one run (part of its key); default: all cores, at most 8."),
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of the same key and start over.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; start nothing.")]
+NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
+Methods = Annotated[str, typer.Option("--method", help="Method names, separated by commas, or all.")]
+Heldouts = Annotated[str, typer.Option("--heldout", help="Held-out centers, separated by commas, or all.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")]
 Format = Annotated[ListFormat, typer.Option("--format", help="table or json.")]
 
 

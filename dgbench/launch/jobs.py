@@ -19,6 +19,7 @@ from dgbench.errors import DgbenchError, Interrupted
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
+from dgbench.launch.request import write_request
 from dgbench.launch.worker import LOG_NAME
 from dgbench.store.folder import RunFolder, RunSpec, read_status, write_status
 from dgbench.store.keys import key_of
@@ -118,7 +119,7 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
     with FolderLock(job.folder, wait=wait, on_wait=say):
         if is_done(job):  # another process was at it
             return False
-        prepare_folder(job.part)
+        prepare_folder(job)
         with _told(job):
             if job.training is None:
                 _evaluate(job.plan, job.part, run, say)
@@ -127,16 +128,17 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
     return True
 
 
-def prepare_folder(part: FolderPlan) -> None:
-    """Write what a run is, before anything of it is there."""
-    make_folder(part.folder)
-    write_json(part.folder / "spec.json", part.spec.dump())
-    write_json(part.folder / "env.json", environment())
+def prepare_folder(job: Job) -> None:
+    """Write what the run of ``job`` is and who asked for it, before anything of it is there."""
+    folder = make_folder(job.part.folder)
+    write_json(folder / "spec.json", job.part.spec.dump())
+    write_json(folder / "env.json", environment())
+    write_request(folder, job.plan.request)
 
 
 def give_up(job: Job, reason: str) -> None:
     """Leave the status of ``job``'s run saying that it cannot be done."""
-    prepare_folder(job.part)
+    prepare_folder(job)
     write_status(job.part.folder, "failed", reason)
 
 
