@@ -1,6 +1,5 @@
 """``dgbench plan`` and ``dgbench sweep``: many runs as one graph of jobs."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,13 +12,6 @@ if TYPE_CHECKING:
     from dgbench.launch.graph import Graph
     from dgbench.launch.local import Outcome
     from dgbench.launch.plan import RunRequest
-
-
-class Launcher(StrEnum):
-    """Who runs the jobs."""
-
-    local = "local"
-    slurm = "slurm"
 
 
 def plan(
@@ -44,7 +36,7 @@ def plan(
     requests = requests_of(
         method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
     )
-    graph = _graph(requests, draw=False)
+    graph = graph_of(requests, draw=False)
     made = summary(graph)
     options.print_rows(made.jobs if jobs else made.runs, form)
     if form is options.ListFormat.table:
@@ -65,14 +57,11 @@ def sweep(
     settings: options.Set = None,
     runs: options.Runs = Path("runs"),
     cache: options.Cache = options.DEFAULT_CACHE,
-    gpus: Annotated[
-        str | None, typer.Option("--gpus", help="GPUs to use, separated by commas; default: all that are visible.")
-    ] = None,
-    jobs_per_gpu: Annotated[int, typer.Option("--jobs-per-gpu", min=1, help="Jobs side by side on one GPU.")] = 1,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Jobs side by side on the CPU.")] = 1,
-    launcher: Annotated[
-        Launcher, typer.Option("--launcher", help="Run the jobs here, or submit them.")
-    ] = Launcher.local,
+    gpus: options.Gpus = None,
+    jobs_per_gpu: options.JobsPerGpu = 1,
+    jobs: options.Jobs = 1,
+    launcher: options.LauncherName = options.Launcher.local,
+    slurm: options.Slurm = None,
     fresh: options.Fresh = False,
     dry_run: options.DryRun = False,
     no_mlflow: options.NoMlflow = False,
@@ -86,13 +75,13 @@ def sweep(
     requests = requests_of(
         method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
     )
-    graph = _graph(requests, draw=True)
+    graph = graph_of(requests, draw=True)
     if fresh:
         from dgbench.launch.execute import forget
 
         for one in graph.plans:
             forget(one)
-    run_sweep(graph, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs, mirrored=not no_mlflow)
+    launch(graph, launcher, slurm, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs, mirrored=not no_mlflow)
 
 
 def requests_of(
@@ -142,8 +131,23 @@ def requests_of(
     ]
 
 
-def run_sweep(graph: "Graph", *, gpus: str | None, jobs_per_gpu: int, jobs: int, mirrored: bool) -> None:
-    """Do the jobs of ``graph`` here. Raises DgbenchError where some failed, after all the others are done."""
+def launch(
+    graph: "Graph",
+    launcher: options.Launcher,
+    slurm: Path | None,
+    *,
+    gpus: str | None,
+    jobs_per_gpu: int,
+    jobs: int,
+    mirrored: bool,
+) -> None:
+    """Do the jobs of ``graph`` here, or submit them. Raises DgbenchError where some failed, after all the others are done."""
+    if launcher is options.Launcher.slurm:
+        from dgbench.launch.slurm import SlurmConfig, submit
+
+        for line in submit(graph, SlurmConfig.read(slurm), mirrored=mirrored):
+            typer.echo(line)
+        return
     from concurrent.futures import ThreadPoolExecutor
 
     from dgbench.cli.board import board
@@ -164,7 +168,7 @@ def run_sweep(graph: "Graph", *, gpus: str | None, jobs_per_gpu: int, jobs: int,
     _report(graph, outcome)
 
 
-def _graph(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
+def graph_of(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
     """The graph of ``requests``; what can be wrong with any of them is said before anything starts."""
     from contextlib import suppress
 

@@ -61,6 +61,17 @@ def build_graph(requests: Iterable[RunRequest]) -> Graph:
     return Graph(tuple(cells), jobs)
 
 
+def missing_needs(job: Job) -> list[str]:
+    """What ``job`` needs and is not done."""
+    if not job.needs:
+        return []
+    done: set[str] = set()
+    for other in jobs_of(job.plan):
+        if done.issuperset(other.needs) and is_done(other):
+            done.add(other.id)
+    return [need for need in job.needs if need not in done]
+
+
 def find_job(runs: Path, job_id: str) -> Job:
     """The job with this id below ``runs``, planned anew from the request in its run folder.
 

@@ -20,8 +20,8 @@ from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
 from dgbench.launch.request import write_request
-from dgbench.launch.worker import LOG_NAME
-from dgbench.store.folder import RunFolder, RunSpec, read_status, write_status
+from dgbench.launch.worker import LOG_NAME, JobDied
+from dgbench.store.folder import RunFolder, RunSpec, iter_runs, read_status, write_status
 from dgbench.store.keys import key_of
 from dgbench.store.lock import FolderLock
 from dgbench.training.job import TrainJob
@@ -107,7 +107,8 @@ def is_cancelled(part: FolderPlan) -> bool:
 
 
 def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
-    """Do ``job`` by ``run`` unless it is done; ``wait`` seconds for another process that is at it.
+    """Do ``job`` by ``run`` unless it is done; ``wait`` seconds for another process that is at it. If its process dies, of a lack of memory
+    or of a signal from elsewhere, it is started once more, with a note in its log.
 
     Returns whether anything had to be done. Raises DgbenchError (status ``failed``, with the reason) or Interrupted (status
     ``interrupted``); LockHeld where the lock was not to be had.
@@ -121,11 +122,21 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
             return False
         prepare_folder(job)
         with _told(job):
-            if job.training is None:
-                _evaluate(job.plan, job.part, run, say)
-            else:
-                _train(job.part, job.training, run, say)
+            try:
+                _work(job, run, say)
+            except JobDied as death:
+                note = f"{death} — trying once more"
+                say(note)
+                log_lines(job.folder, [note])
+                _work(job, run, say)
     return True
+
+
+def _work(job: Job, run: RunJob, say: Say) -> None:
+    if job.training is None:
+        _evaluate(job.plan, job.part, run, say)
+    else:
+        _train(job.part, job.training, run, say)
 
 
 def prepare_folder(job: Job) -> None:
@@ -140,6 +151,14 @@ def give_up(job: Job, reason: str) -> None:
     """Leave the status of ``job``'s run saying that it cannot be done."""
     prepare_folder(job)
     write_status(job.part.folder, "failed", reason)
+
+
+def dependents(job: Job) -> list[RunFolder]:
+    """The runs below the runs folder that need ``job`` of shared stages and are not done."""
+    runs, part = job.plan.request.runs, job.part
+    others = [run for run in iter_runs(runs) if run.path != part.folder and run.status.state != "done"]
+    own = part.folder.relative_to(runs).as_posix()
+    return [run for run in others if own in {link.folder.rpartition("/")[0] for link in run.spec.stages.values()}]
 
 
 def evaluation_identity(plan: RunPlan, part: FolderPlan) -> dict[str, Any]:

@@ -15,17 +15,15 @@ from typing import Any, Protocol
 
 from dgbench.errors import DgbenchError, Interrupted
 from dgbench.launch.graph import Graph
-from dgbench.launch.jobs import Job, do, give_up, is_cancelled, log_lines
+from dgbench.launch.jobs import Job, do, give_up, is_cancelled
 from dgbench.launch.machine import visible_gpus
-from dgbench.launch.worker import STOP_SIGNALS, JobDied, JobProcess, Progress
+from dgbench.launch.worker import STOP_SIGNALS, JobProcess, Progress
 from dgbench.store.lock import LockHeld
 
 LOOK_EVERY = 0.25
 """Seconds between two looks at the jobs when none of them says anything."""
 ASK_AGAIN = 5.0
 """Seconds until a job that another process holds is looked at again."""
-TRIES = 2
-"""A job whose process died is started once more."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def run_graph(
 ) -> Outcome:
     """Do all jobs of ``graph`` that are not done.
 
-    A job whose process died is tried once more; a job that failed takes those that need it with it, with the reason, and no others.
+    A job that failed takes those that need it with it, with the reason, and no others.
     ``ended`` is called, in the calling thread, after each job that is done. The first stop signal asks running jobs to save their state and
     starts no others, the second Ctrl-C kills them; then Interrupted is raised.
     """
@@ -90,7 +88,6 @@ class _Scheduler:
         self.outcome = Outcome(done=graph.done())
         self.waiting = [job for job in graph.jobs.values() if job.id not in self.outcome.done]
         self.running: list[_Attempt] = []
-        self.tries: dict[str, int] = {}
         self.not_before: dict[str, float] = {}
         self.signals: list[int] = []
         self.news = threading.Event()
@@ -192,10 +189,6 @@ class _Scheduler:
                 self.board.say(str(error).partition(" — ")[0])
             self.not_before[job.id] = time.monotonic() + ASK_AGAIN
             self._wait_again(job)
-        elif isinstance(error, JobDied) and self._tries(job) < TRIES and not self.signals:
-            self.board.say(f"{job.id}: {error} — trying once more")
-            log_lines(job.folder, ["trying once more"])
-            self._wait_again(job)
         elif isinstance(error, Interrupted):
             if is_cancelled(job.part):
                 self.board.say(f"{job.id}: cancelled")
@@ -207,10 +200,6 @@ class _Scheduler:
             self.outcome.failed[job.id] = str(error)
         else:
             raise error
-
-    def _tries(self, job: Job) -> int:
-        self.tries[job.id] = self.tries.get(job.id, 0) + 1
-        return self.tries[job.id]
 
     def _wait_again(self, job: Job) -> None:
         """Back to its place in the order."""
@@ -237,8 +226,8 @@ class _Scheduler:
 
 
 def slots_for(graph: Graph, *, gpus: str | None, jobs_per_gpu: int, jobs: int) -> list[Slot]:
-    """The room on this machine: ``jobs_per_gpu`` slots on each of ``gpus`` (separated by commas; None: all that are visible), or ``jobs`` on
-    the CPU where the runs compute there.
+    """The room on this machine: ``jobs_per_gpu`` slots on each of ``gpus`` (separated by commas; None: all that are visible), or ``jobs``
+    on the CPU where the runs compute there.
 
     Raises DgbenchError for GPUs that are not there or too few for one run, and where a setting is for the other kind of device.
     """

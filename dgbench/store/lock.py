@@ -152,6 +152,15 @@ class FolderLock:
                 os.utime(self.path)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether somebody works in ``folder``, as far as one look can tell: its owner runs on this machine, or gave a sign of life."""
+    path = folder / LOCK_NAME
+    owner, modified = read_owner(path), _modified(path)
+    if owner is None or modified is None:
+        return False
+    return owner.is_alive if owner.is_local else abs(time.time() - modified) < STALE_AFTER
+
+
 def read_owner(path: Path) -> Owner | None:
     """Who holds the lock file ``path``; None if there is no such file, or if its writer has not finished, or never will."""
     try:
