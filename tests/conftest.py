@@ -64,6 +64,4 @@ def mini(sound: Mini, tmp_path: Path) -> Mini:
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run in this process, so that a test need not start three others."""
-    monkeypatch.setattr(
-        "dgbench.launch.execute.run_job", lambda function, job, title, crash: function(job, lambda *_: None)
-    )
+    monkeypatch.setattr("dgbench.launch.execute.run_job", lambda function, job, *_: function(job, lambda *_: None))
