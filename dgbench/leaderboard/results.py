@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from dgbench.leaderboard import policies
@@ -123,3 +124,10 @@ class Compiled:
     policy: policies.Policy
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
+
+
+def seed_means(row: Row) -> dict[int, float]:
+    """The mean DSC over centers of each seed, in points; none while a run is missing."""
+    if not row.complete:
+        return {}
+    return {seed: 100 * fmean(center.runs[seed].means["dsc"] for center in row.centers.values()) for seed in row.seeds}

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from markupsafe import Markup
 
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_strip, seeds_mark
 from dgbench.leaderboard.ranking import Standing
-from dgbench.leaderboard.results import METRICS, Row, Score, Table
+from dgbench.leaderboard.results import METRICS, Row, Score, Table, seed_means
 from dgbench.leaderboard.sheets import BLANK, HEADERS, number, points
 from dgbench.leaderboard.statistics import BASELINE, Comparison
 from dgbench.leaderboard.tables import center_cell, detection_cell, difference_text, rank_cell
@@ -100,13 +99,6 @@ def board(table: Table) -> Board:
         scales=tuple(_scale_notes(scales)),
         strip=_strip(table, standings),
     )
-
-
-def seed_means(row: Row) -> dict[int, float]:
-    """The mean DSC over centers of each seed, in points; none while a run is missing."""
-    if not row.complete:
-        return {}
-    return {seed: 100 * fmean(center.runs[seed].means["dsc"] for center in row.centers.values()) for seed in row.seeds}
 
 
 def _columns(table: Table) -> tuple[Column, ...]:
