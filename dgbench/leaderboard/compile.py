@@ -45,6 +45,7 @@ from dgbench.leaderboard.results import (
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
+from dgbench.store.tiers import lowest_tier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -258,6 +259,7 @@ def _row(
         worst=worst,
         rank=None,
         cost=None,
+        record=lowest_tier(record.tier for record in members if record.rows is not None),
         stamps=notes_on.stamps(members),
         notes=(
             *notes_on.stamps(members),

@@ -23,6 +23,7 @@ from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol, one_line
 from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +78,8 @@ class Record:
     ``lesion_free`` are those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why
     that is not known.
 
-    ``data`` names the data it depends on: runs that give one name different identities are not comparable.
+    ``data`` names the data it depends on: runs that give one name different identities are not comparable. ``tier`` is that of a submitted
+    record; a run folder has none.
     """
 
     folder: str
@@ -89,6 +91,7 @@ class Record:
     lesion_free: "pd.DataFrame | None" = None
     threshold: float | None = None
     cost: RunCost | str | None = None
+    tier: Tier | None = None
 
     def without_rows(self, reason: str) -> "Record":
         """The same record, not counted, because of ``reason``."""
@@ -125,6 +128,8 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
     spec = run.spec
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:
+        if (run.path / MANIFEST).is_file():
+            record = replace(record, tier=Manifest.read(run.path).tier)
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
