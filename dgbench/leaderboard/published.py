@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import Frozen, one_line
+from dgbench.frozen import Frozen, one_line
 
 
 class Accuracy(NamedTuple):

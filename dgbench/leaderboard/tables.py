@@ -325,8 +325,10 @@ def center_cell(table: Table, row: Row, center: str) -> str:
         return number("dsc", result.scores["dsc"])
     if len(row.seeds) > 1:
         return f"{len(result.finished_seeds)}/{len(row.seeds)} seeds"
-    reasons = [hole.reason for hole in table.missing if hole.label == row.label and hole.heldout == center]
-    return reasons[0].partition(":")[0]
+    holes = [hole for hole in table.missing if hole.label == row.label and hole.center == center]
+    if holes[0].heldout != center:
+        return f"{len(holes)} folds missing" if len(holes) > 1 else f"{holes[0].heldout} missing"
+    return holes[0].reason.partition(":")[0]
 
 
 def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None = None) -> Sheet:
