@@ -48,7 +48,13 @@ def center_of(case_id: str) -> str:
 
 def order(cases: Iterable[Case], *salt: str) -> list[Case]:
     """``cases`` in a fixed order that depends on their ids and ``salt`` alone."""
-    return sorted(cases, key=lambda case: hashlib.sha256("/".join([*salt, case.id]).encode()).digest())
+    by_id = {case.id: case for case in cases}
+    return [by_id[case_id] for case_id in order_ids(by_id, *salt)]
+
+
+def order_ids(case_ids: Iterable[str], *salt: str) -> list[str]:
+    """Case ids in a fixed order that depends on them and ``salt`` alone."""
+    return sorted(case_ids, key=lambda case_id: hashlib.sha256("/".join([*salt, case_id]).encode()).digest())
 
 
 def validation_count(n_cases: int, fraction: float) -> int:
@@ -71,15 +77,13 @@ def check_heldout(protocol: Protocol, heldout: str) -> None:
         )
 
 
-def heldout_parts(protocol: Protocol, center: Center) -> dict[str, tuple[Case, ...]]:
+def heldout_parts(protocol: Protocol, center: str, case_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """The cases of ``center`` by what is held out together: all of them, or in-domain its folds, which differ by one case at most."""
-    names = protocol.heldouts_of(center.name)
+    names = protocol.heldouts_of(center)
     if not protocol.folds:
-        return {center.name: center.cases}
-    ordered = order(center.cases, "fold", protocol.name, str(protocol.version))
-    return {
-        name: tuple(sorted(ordered[fold :: len(names)], key=lambda case: case.id)) for fold, name in enumerate(names)
-    }
+        return {center: tuple(case_ids)}
+    ordered = order_ids(case_ids, "fold", protocol.name, str(protocol.version))
+    return {name: tuple(sorted(ordered[fold :: len(names)])) for fold, name in enumerate(names)}
 
 
 def make_split(protocol: Protocol, centers: Mapping[str, Center], heldout: str) -> Split:
@@ -98,17 +102,16 @@ def make_split(protocol: Protocol, centers: Mapping[str, Center], heldout: str) 
             f"held-out {heldout}: protocol {protocol.name} makes it a source too, or a source twice ({', '.join(sources)}) "
             "— name every center once"
         )
-    test = heldout_parts(protocol, centers[own])[heldout]
+    test = heldout_parts(protocol, own, (case.id for case in centers[own].cases))[heldout]
     if not test:
         raise DgbenchError(
             f"held-out {heldout}: center {own} has {len(centers[own].cases)} cases, fewer than the {protocol.folds} folds of "
             f"protocol {protocol.name} — add cases"
         )
-    judged = {case.id for case in test}
     train: list[str] = []
     validation: list[str] = []
     for name in sources:
-        free = [case for case in centers[name].cases if case.id not in judged]
+        free = [case for case in centers[name].cases if case.id not in test]
         ordered = order(free, "split", protocol.name, str(protocol.version))
         n_validation = validation_count(len(ordered), protocol.validation_fraction)
         validation += sorted(case.id for case in ordered[:n_validation])
@@ -124,5 +127,5 @@ def make_split(protocol: Protocol, centers: Mapping[str, Center], heldout: str) 
         support,
         tuple(train),
         tuple(validation),
-        tuple(case.id for case in test),
+        test,
     )

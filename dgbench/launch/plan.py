@@ -250,8 +250,13 @@ class _Builder:
             return {"phantom": self.identity}
         heldout, cache, centers = self.request.heldout, self.request.cache, self.centers
         if protocol.folds:
-            folds = heldout_parts(protocol, centers[protocol.center_of(heldout)])
-            own = {name: set_fingerprint(cases, cache) for name, cases in folds.items() if name != heldout}
+            cases = {case.id: case for case in centers[protocol.center_of(heldout)].cases}
+            folds = heldout_parts(protocol, protocol.center_of(heldout), cases)
+            own = {
+                name: set_fingerprint((cases[case_id] for case_id in ids), cache)
+                for name, ids in folds.items()
+                if name != heldout
+            }
             wanted = protocol.support_centers
         else:
             own, wanted = {}, tuple(name for name in (*protocol.centers, *protocol.support_centers) if name != heldout)

@@ -9,6 +9,7 @@ from dgbench.leaderboard.sheets import (
     BANNERS,
     BLANK,
     HEADERS,
+    IN_DOMAIN,
     NOTES,
     REPORTED,
     UNDEFINED,
@@ -311,6 +312,8 @@ def standing(compiled: Compiled, table: Table) -> str:
         "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
     )
     oracle = roi + threshold
+    if compiled.folds:
+        return f"{oracle}{table.preset}, not ranked; {IN_DOMAIN}"
     if not compiled.view.official:
         return f"{oracle}A view, not ranked; the official ranking is F-Seg, threshold 0.5, source-val, default policy"
     if not table.ranked:
