@@ -65,7 +65,7 @@ def cost(
         names = [name for name, found in discover().items() if isinstance(found, MethodInfo)]
     if len(names) > 1 and method_overrides:
         raise DgbenchError(f"--set {next(iter(method_overrides))}=…: name one method, settings belong to one")
-    n_sources = len(contract.centers) - 1
+    n_sources = contract.n_sources
     if time:
         infos = [find_method(name) for name in names]
         chosen = {info.name: (info, info.configure(method_overrides)) for info in infos}

@@ -60,7 +60,13 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of t
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; start nothing.")]
 NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
 Methods = Annotated[str, typer.Option("--method", help="Method names, separated by commas, or all.")]
-Heldouts = Annotated[str, typer.Option("--heldout", help="Held-out centers, separated by commas, or all.")]
+Heldouts = Annotated[
+    str,
+    typer.Option(
+        "--heldout",
+        help="Held-out centers, separated by commas, or all; in-domain: all folds of them.",
+    ),
+]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")]
 Gpus = Annotated[
     str | None, typer.Option("--gpus", help="GPUs to use, separated by commas; default: all that are visible.")

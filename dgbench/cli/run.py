@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 def run(
     method: Annotated[str, typer.Option("--method", help="Method name, or package.module:Class.")],
-    heldout: Annotated[str, typer.Option("--heldout", help="The center that training never sees.")],
+    heldout: Annotated[
+        str,
+        typer.Option(
+            "--heldout",
+            help="The center that training never sees; in-domain a fold: RENJI-fold0.",
+        ),
+    ],
     protocol: options.ProtocolOrDefault = None,
     preset: options.Preset = "demo",
     data: options.Data = None,

@@ -46,7 +46,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     content = {**asdict(row), "complete": row.complete}
     for center in content["centers"].values():
         for run in center["runs"].values():
-            del run["command"]
+            del run["commands"]
     return content
 
 

@@ -34,10 +34,11 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class CountedRun:
-    """A run that a row is made of: its folder below the runs root, the command that made it, and its means; an undefined one is absent."""
+    """What a row has at one center with one seed: a run, or in-domain the runs of all folds together. Their folders below the runs root,
+    the commands that made them, and the means over all their cases; an undefined one is absent."""
 
-    folder: str
-    command: str
+    folders: tuple[str, ...]
+    commands: tuple[str, ...]
     means: Mapping[str, float]
 
 
@@ -88,9 +89,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it."""
+    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it. ``heldout`` is the center, or
+    in-domain a fold of it."""
 
     label: str
+    center: str
     heldout: str
     seed: int
     reason: str
@@ -119,10 +122,12 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """All tables of one protocol in one view, newest dgbench and protocol version first; ``problems``: folders that cannot be read."""
+    """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``problems``:
+    folders that cannot be read."""
 
     protocol: str
     kind: Literal["phantom", "patient"]
+    folds: int | None
     view: View
     policy: policies.Policy
     tables: tuple[Table, ...]

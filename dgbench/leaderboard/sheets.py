@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 BANNERS = {"phantom": "PHANTOM DATA — not patient data", "patient": "Patient data"}
 REPORTED = "REPORTED in the literature on patient data — not run by dgbench, never ranked with its rows"
+IN_DOMAIN = (
+    "in-domain: every case is judged once, by networks trained on the other folds of its own center, on another number of cases than with "
+    "the center held out; neither is a bound of the other (docs/protocol.md)"
+)
 UNITS = "DSC and NSD in points (0–100), distances in mm; ± is the standard deviation over seeds"
 HEADERS = {"dsc": "DSC", "nsd": "NSD", "asd": "ASD", "hd95": "HD95", "centroid": "centroid"}
 UNDEFINED = "undefined"

@@ -9,6 +9,7 @@ from dgbench.leaderboard.sheets import (
     BANNERS,
     BLANK,
     HEADERS,
+    IN_DOMAIN,
     NOTES,
     REPORTED,
     UNDEFINED,
@@ -320,6 +321,8 @@ def standing(compiled: Compiled, table: Table) -> str:
         "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
     )
     oracle = roi + threshold
+    if compiled.folds:
+        return f"{oracle}{table.preset}, not ranked; {IN_DOMAIN}"
     if not compiled.view.official:
         return f"{oracle}A view, not ranked; the official ranking is F-Seg, threshold 0.5, source-val, default policy"
     if not table.ranked:
@@ -334,8 +337,10 @@ def center_cell(table: Table, row: Row, center: str) -> str:
         return number("dsc", result.scores["dsc"])
     if len(row.seeds) > 1:
         return f"{len(result.finished_seeds)}/{len(row.seeds)} seeds"
-    reasons = [hole.reason for hole in table.missing if hole.label == row.label and hole.heldout == center]
-    return reasons[0].partition(":")[0]
+    holes = [hole for hole in table.missing if hole.label == row.label and hole.center == center]
+    if holes[0].heldout != center:
+        return f"{len(holes)} folds missing" if len(holes) > 1 else f"{holes[0].heldout} missing"
+    return holes[0].reason.partition(":")[0]
 
 
 def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None = None) -> Sheet:
