@@ -191,19 +191,20 @@ def main() -> None:
             f"{options.methods} methods × {len(CENTERS)} centers × {options.seeds} seeds × {options.cases} cases "
             f"= {runs} runs, {runs * options.cases:,} case rows, {options.views} views stored"
         )
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         compiled = compiling.compile_runs(root, protocol=protocol)
-        middle = time.perf_counter()
+        middle, half = time.perf_counter(), time.process_time()
+        print(f"compile {middle - start:8.2f} s ({half - used:.2f} s of processor time)", flush=True)
         written = write_page(compiled, Path(folder) / "page", root=root, protocol=protocol, cases=False)
-        end = time.perf_counter()
+        end, whole = time.perf_counter(), time.process_time()
         size = sum(path.stat().st_size for path in (Path(folder) / "page").rglob("*") if path.is_file())
         index = written.index.stat().st_size
         shown = in_chromium(written.index, Path(folder) / "profile")
-    print(f"compile {middle - start:8.2f} s")
     for name, seconds in SPENT.items():
         print(f"  {name:18s} {seconds:8.2f} s" + (" (within table_statistics)" if hasattr(evidence, name) else ""))
     print(
-        f"page    {end - middle:8.2f} s ({written.methods + 1} pages, {size / 1e6:.1f} MB, index {index / 1e6:.1f} MB)"
+        f"page    {end - middle:8.2f} s ({whole - half:.2f} s of processor time; {written.methods + 1} pages, {size / 1e6:.1f} MB, "
+        f"index {index / 1e6:.1f} MB)"
     )
     if shown is None:
         print("browser: not measured, no Chromium here")
