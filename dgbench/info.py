@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import check_name, one_line
+from dgbench.frozen import check_name, one_line
 from dgbench.yaml_text import parse_value
 
 Need = Literal["domain-batch", "donor", "pretrained", "external"]

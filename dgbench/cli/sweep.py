@@ -113,13 +113,15 @@ def requests_of(
     methods = [name.strip() for name in method.split(",")]
     if method == "all":
         methods = [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
+    known = load_protocol(contract)
     centers = [name.strip() for name in heldout.split(",")]
     if heldout == "all":
-        centers = list(load_protocol(contract).centers)
+        centers = list(known.centers)
+    heldouts = [one for name in centers for one in (known.heldouts_of(name) if name in known.centers else (name,))]
     return [
         RunRequest(
             method=name,
-            heldout=center,
+            heldout=one,
             protocol=contract,
             preset=preset,
             data=data,
@@ -133,7 +135,7 @@ def requests_of(
         )
         for seed in range(seeds)
         for name in methods
-        for center in centers
+        for one in heldouts
     ]
 
 

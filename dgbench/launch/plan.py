@@ -11,8 +11,8 @@ from dgbench import __version__
 from dgbench.data.case import Case, Center, load_centers
 from dgbench.data.fingerprint import center_fingerprint, set_fingerprint
 from dgbench.data.preparation import VERSION as PREPARATION
-from dgbench.data.splits import Split, leave_one_center_out
-from dgbench.errors import DgbenchError, NotApplicable, suggest
+from dgbench.data.splits import Split, check_heldout, heldout_parts, make_split
+from dgbench.errors import DgbenchError, NotApplicable
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.machine import Machine, this_machine
 from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
@@ -137,10 +137,7 @@ def resolve_request(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, 
     protocol = load_protocol(request.protocol)
     preset_overrides, method_overrides = split_overrides(request.overrides)
     resolved = protocol.resolve(request.preset, preset_overrides)
-    if request.heldout not in protocol.centers:
-        raise DgbenchError(
-            f"unknown held-out center {request.heldout!r} for protocol {protocol.name!r}{suggest(request.heldout, protocol.centers)}"
-        )
+    check_heldout(protocol, request.heldout)
     if request.seed < 0:
         raise DgbenchError(f"--seed {request.seed}: a seed is a whole number from 0 up")
     info = find_method(request.method)
@@ -162,7 +159,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     protocol = resolved.protocol
     folder, identity = data_folder(request, resolved)
     centers = load_centers(folder, protocol)
-    split = leave_one_center_out(protocol, centers, request.heldout)
+    split = make_split(protocol, centers, request.heldout)
     if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
         raise NotApplicable(
             f"method {info.name} needs at least {info.min_sources} source centers, with {request.heldout} held out there are {n_sources}"
@@ -246,15 +243,25 @@ class _Builder:
         return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
 
     def data_identity(self) -> dict[str, str]:
-        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""
+        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center, or each fold, that may be a
+        source."""
         protocol = self.resolved.protocol
         if self.identity is not None:
             return {"phantom": self.identity}
-        wanted = [name for name in (*protocol.centers, *protocol.support_centers) if name != self.request.heldout]
-        return {
-            name: center_fingerprint(self.centers[name], self.request.cache) if name in self.centers else "absent"
-            for name in wanted
-        }
+        heldout, cache, centers = self.request.heldout, self.request.cache, self.centers
+        if protocol.folds:
+            cases = {case.id: case for case in centers[protocol.center_of(heldout)].cases}
+            folds = heldout_parts(protocol, protocol.center_of(heldout), cases)
+            own = {
+                name: set_fingerprint((cases[case_id] for case_id in ids), cache)
+                for name, ids in folds.items()
+                if name != heldout
+            }
+            wanted = protocol.support_centers
+        else:
+            own, wanted = {}, tuple(name for name in (*protocol.centers, *protocol.support_centers) if name != heldout)
+        whole = {name: center_fingerprint(centers[name], cache) if name in centers else "absent" for name in wanted}
+        return {**own, **whole}
 
     def train_job(self, stage: str, info: MethodInfo, config: MethodConfig) -> TrainJob:
         resolved = self.resolved

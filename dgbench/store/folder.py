@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import Frozen, check_name
+from dgbench.frozen import Frozen, check_name
 from dgbench.store import keys
 
 if TYPE_CHECKING:

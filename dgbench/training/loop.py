@@ -172,17 +172,7 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         plan=plan,
         donors="donor" in job.info.needs,
     )
-    workers = job.resolved.preset.workers
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start, total),
-        num_workers=workers,
-        # a forked worker inherits the read guard; in a job's process the default is to spawn, and a spawned one would not
-        multiprocessing_context="fork" if workers else None,
-        pin_memory=training.device.type == "cuda",
-        generator=torch.Generator().manual_seed(0),
-    )
+    loader = crop_loader(dataset, range(start, total), job.resolved.preset.workers, training.device)
     try:
         for step, tensors in zip(range(start, total), loader, strict=True):
             yield step, Batch(**tensors).to(training.device)
@@ -190,6 +180,22 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         clear_frames(error.__traceback__)  # they hold the loader, whose workers would outlive this training
         *trace, line = str(error).strip().splitlines()
         raise type(error)(line.partition(": ")[2] if trace else line) from None
+
+
+def crop_loader(
+    dataset: CropDataset, steps: range, workers: int, device: torch.device
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """The batches of ``steps`` of a dataset in order, made by ``workers`` processes (0: by this one) for ``device``."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        # a forked worker inherits the read guard; in a job's process the default is to spawn, and a spawned one would not
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def _validate(training: StageTraining) -> None:
