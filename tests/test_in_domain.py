@@ -237,7 +237,7 @@ def test_a_record_of_a_fold_holds_exactly_its_cases(tmp_path: Path) -> None:
     write_json(tmp_path / "stage" / "spec.json", {"split": {"train": split.train, "validation": split.validation}})
     judged = {*split.test, *split.validation, "NIH/a"}
     assert _heldout(judged, record, resolved) == set(split.test)
-    with pytest.raises(DgbenchError, match="7 cases of RENJI, the phantom has 8|not RENJI-fold1 of the cases"):
+    with pytest.raises(DgbenchError, match=r"7 cases of RENJI, the phantom has 8|not RENJI-fold1 of the cases"):
         _heldout(judged - {split.test[0]}, record, resolved)
     swapped = [split.test[0], *split.train[1:]]
     write_json(tmp_path / "stage" / "spec.json", {"split": {"train": swapped, "validation": split.validation}})
