@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from dgbench.errors import DgbenchError, suggest
 
@@ -45,3 +46,11 @@ def assign(tree: dict[str, Any], path: str, text: str) -> None:
             f"--set preset.{path}: unknown key {leaf!r}{suggest(leaf, node if isinstance(node, dict) else ())}"
         )
     node[leaf] = parse_value(text)
+
+
+def one_line(error: ValidationError) -> str:
+    """A pydantic error as one line: each wrong place with its reason."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg'].removeprefix('Value error, ')}"
+        for item in error.errors()
+    )

@@ -21,9 +21,9 @@ from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError
 from dgbench.launch.graph import Graph
 from dgbench.launch.jobs import Job, is_cancelled, prepare_folder
-from dgbench.protocol import Frozen, one_line
+from dgbench.protocol import Frozen
 from dgbench.store.folder import RunFolder, read_status, write_status
-from dgbench.yaml_text import read_yaml
+from dgbench.yaml_text import one_line, read_yaml
 
 CONFIG = Path("slurm.yaml")
 FOLDER = "slurm"

@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import Frozen, one_line
+from dgbench.protocol import Frozen
+from dgbench.yaml_text import one_line
 
 
 class Accuracy(NamedTuple):

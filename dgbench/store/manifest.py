@@ -8,9 +8,10 @@ from pydantic import Field, ValidationError
 
 from dgbench.atomic import read_json, write_json
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Frozen, one_line
+from dgbench.protocol import Frozen
 from dgbench.store.folder import Key
 from dgbench.store.keys import key_of
+from dgbench.yaml_text import one_line
 
 MANIFEST = "record.json"
 REPRODUCTIONS = "reproductions"
