@@ -127,11 +127,14 @@ class Metrics(Frozen):
 
 
 class StageBudget(Frozen):
-    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate."""
+    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate. ``weight_decay`` takes the place of the
+    preset's; ``augmentation`` multiplies the size of rotation and noise. At their defaults both are left out of every identity."""
 
     crop: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...]
     draws: Annotated[int, Field(gt=0)]
     lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    augmentation: Annotated[float, Field(ge=0)] = 1.0
 
 
 class PhantomSize(Frozen):
@@ -327,6 +330,11 @@ class ResolvedProtocol(Frozen):
         """Training steps of ``stage``: its draws divided by the cases of a step."""
         return max(1, self.preset.stages[stage].draws * draws_factor // self.cases_per_step(stage))
 
+    def weight_decay(self, stage: str) -> float:
+        """The weight decay of ``stage``: its own, or the preset's."""
+        own = self.preset.stages[stage].weight_decay
+        return self.preset.weight_decay if own is None else own
+
     def margin(self, stage: str, *, oracle: bool) -> tuple[int, ...]:
         """ROI margin of ``stage`` in voxels: the `Mask` margin with ``oracle``, else the `Seg` one; zeros without a ROI rule."""
         roi = self.protocol.stages[stage].roi
@@ -361,7 +369,15 @@ class ResolvedProtocol(Frozen):
 def _numeric(preset: Preset) -> dict[str, Any]:
     """What of a preset can change a number on a given machine, as plain JSON. The precision belongs to the machine: it is in every key, and
     tables say where rows differ in it."""
-    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
+    content = preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
+    later = {
+        "weight_decay": None,
+        "augmentation": 1.0,
+    }  # came after records were made, and are not part of keys at their defaults
+    for budget in content["stages"].values():
+        for name in [name for name, default in later.items() if budget[name] == default]:
+            del budget[name]
+    return content
 
 
 def protocol_folder() -> Path:

@@ -53,7 +53,7 @@ def cost(
     from dgbench.evaluation.run_cost import method_cost
     from dgbench.info import MethodInfo
     from dgbench.launch.machine import this_machine
-    from dgbench.launch.plan import split_overrides
+    from dgbench.launch.settings import split_overrides
     from dgbench.protocol import load_protocol
     from dgbench.registry import discover, find_method
 

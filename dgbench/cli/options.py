@@ -50,6 +50,12 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Method setting (KEY), or preset setting (preset.KEY); may be repeated."
     ),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="YAML file with settings, such as the best.yaml of `dgbench tune`; --set wins over it."
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU where there is one.")]
 Devices = Annotated[int, typer.Option("--devices", help="Devices of one run.")]
 Threads = Annotated[

@@ -29,6 +29,7 @@ def run(
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
+    config: options.Config = None,
     runs: options.Runs = Path("runs"),
     cache: options.Cache = options.DEFAULT_CACHE,
     fresh: options.Fresh = False,
@@ -49,6 +50,7 @@ def run(
         device=device,
         threads=threads,
         overrides=tuple(settings or ()),
+        config=config,
         runs=runs,
         cache=options.cache_folder(cache),
     )
@@ -62,6 +64,7 @@ def run(
 
 
 def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
+    from dgbench.launch.adopt import take_over_trial
     from dgbench.launch.execute import execute
     from dgbench.launch.phantom import ensure_data
     from dgbench.launch.plan import plan_run, resolve_request
@@ -73,6 +76,8 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     plan = plan_run(request)
     for warning in warnings_of(plan):
         _say(warning)
+    if plan.own.spec.tuned is not None and not fresh:
+        take_over_trial(plan)
     if not execute(plan, fresh=fresh, say=_say):
         _say("this run is done already; showing the stored result")
     return plan

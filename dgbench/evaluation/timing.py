@@ -80,7 +80,7 @@ class _Subject:
         self.step = self.total // 2
         setup = stage_setup(resolved, stage, n_sources, self.total)
         self.method: Method[Any] = build_method(info, config, setup, 0, device)
-        make = AdamMaker(resolved.preset.stages[stage].lr, resolved.preset.weight_decay)
+        make = AdamMaker(resolved.preset.stages[stage].lr, resolved.weight_decay(stage))
         self.optimizers = list(self.method.configure_optimizers(make))
         self.batch = synthetic_batch(info, resolved, stage, n_sources).to(device)
         deployed: Method[Any] = build_method(info, config, setup, 0, device)

@@ -8,7 +8,7 @@ status is written last. So any number of processes, on any number of machines wi
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dgbench.launch.worker import LOG_NAME, JobDied
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs, read_status, write_status
 from dgbench.store.keys import key_of
 from dgbench.store.lock import FolderLock
+from dgbench.store.study import keep_study
 from dgbench.training.job import TrainJob
 
 Say = Callable[[str], None]
@@ -144,7 +145,10 @@ def prepare_folder(job: Job) -> None:
     folder = make_folder(job.part.folder)
     write_json(folder / "spec.json", job.part.spec.dump())
     write_json(folder / "env.json", environment())
-    write_request(folder, job.plan.request)
+    request = job.plan.request
+    if job.part.spec.tuned is not None and request.config is not None:
+        request = replace(request, config=keep_study(request.config, folder))
+    write_request(folder, request)
 
 
 def give_up(job: Job, reason: str) -> None:

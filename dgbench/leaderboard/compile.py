@@ -30,6 +30,7 @@ from dgbench.leaderboard.records import (
     refuse_partial,
     retarget,
     row_labels,
+    tuning_command,
 )
 from dgbench.leaderboard.results import (
     METRICS,
@@ -192,7 +193,7 @@ def _row(
         label=label,
         method=key.method,
         version=key.version,
-        config=members[0].spec.method.config,
+        config=notes_on.common_config(members),
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
         imported=key.imported,
@@ -247,8 +248,17 @@ def _hole(label: str, cell: list[Record], members: list[Record], center: str, he
     """The latest attempt at the cell says why it is empty; without any it was not run."""
     latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
     reason = latest.reason if latest and latest.reason else "not run"
-    command = latest.spec.command if latest else retarget(members[0].spec.command, heldout, seed)
+    command = latest.spec.command if latest else _command_for(members, heldout, seed)
     return Missing(label=label, center=center, heldout=heldout, seed=seed, reason=reason, command=command)
+
+
+def _command_for(members: list[Record], heldout: str, seed: int) -> str:
+    """The command for a cell that was never run; a center that nothing was tuned for is tuned for first."""
+    here = [record.spec for record in members if record.spec.heldout == heldout]
+    spec = here[0] if here else members[0].spec
+    if spec.tuned is not None and not here:
+        return tuning_command(spec.command, heldout, spec.tuned.trials)
+    return retarget(spec.command, heldout, seed)
 
 
 def _center(finished: Mapping[int, Result], expected: int) -> CenterResult:

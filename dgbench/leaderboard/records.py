@@ -295,6 +295,17 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
 
 
+def tuning_command(command: str, heldout: str, trials: int) -> str:
+    """The command that tunes for another held-out center what a run with ``command`` was tuned for."""
+    words = _words(command)
+    if "--config" in words:
+        place = words.index("--config")
+        del words[place : place + 2]
+    seed = words[words.index("--seed") + 1] if "--seed" in words[:-1] else "0"
+    tune = ["tune" if word == "run" else word for word in words]
+    return f"{retarget(shlex.join(tune), heldout, int(seed) if seed.isdigit() else 0)} --trials {trials}"
+
+
 def _words(command: str) -> list[str]:
     """The words of a command line; of one that a hand spoiled (an open quote), what stands between spaces."""
     try:
@@ -312,7 +323,8 @@ def preset_overrides(command: str) -> tuple[str, ...]:
 
 
 class RowKey(NamedTuple):
-    """What makes two runs seeds or centers of the same row; ``config`` as JSON."""
+    """What makes two runs seeds or centers of the same row; ``config`` as JSON. A tuned row has a configuration for each center, which its
+    studies chose; what makes it one is how many trials they had, and what they were not to search."""
 
     method: str
     version: int
@@ -320,10 +332,14 @@ class RowKey(NamedTuple):
     modified: bool
     overrides: tuple[str, ...]
     imported: bool
+    tuned: int | None = None
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
         """The row that a run belongs to."""
+        if spec.tuned is not None and not spec.protocol.modified:
+            settings = spec.tuned.settings
+            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.trials)
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)
@@ -331,12 +347,13 @@ class RowKey(NamedTuple):
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides."""
+    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the method
+    is tuned, that row says ``tuned(trials)`` and the method as it is ``default``."""
     keys = list(rows)
     labels = {}
     for key in keys:
         siblings = [other for other in keys if other.method == key.method]
-        configs = [json.loads(other.config) for other in siblings]
+        configs = [json.loads(other.config) for other in siblings if other.tuned is None]
         parts = [f"v{key.version}"] if len({other.version for other in siblings}) > 1 else []
         parts += [
             f"{option}={value}"
@@ -344,5 +361,9 @@ def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
             if any(config.get(option) != value for config in configs)
         ]
         parts += key.overrides
+        if key.tuned is not None:
+            parts.insert(0, f"tuned({key.tuned})")
+        elif not parts and any(other.tuned is not None for other in siblings):
+            parts = ["default"]
         labels[key] = f"{key.method} ({', '.join(parts)})" if parts else key.method
     return labels

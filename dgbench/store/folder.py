@@ -109,8 +109,17 @@ class Environment(Frozen):
     devices: int = 1
 
 
+class TunedRef(Frozen):
+    """The study that chose the configuration of a run on source validation: how many trials it had, its key, and what of the method was set
+    by hand and not searched (``key=value``)."""
+
+    trials: Annotated[int, Field(ge=1)]
+    study: Key
+    settings: tuple[str, ...] = ()
+
+
 class RunSpec(Frozen):
-    """``spec.json`` of a run."""
+    """``spec.json`` of a run. ``tuned`` enters no key: the values that a study chose do."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     dgbench: Annotated[str, Field(pattern=r"^\d+\.\d+(\.[0-9A-Za-z.+]+)?$")]
@@ -125,6 +134,7 @@ class RunSpec(Frozen):
     data: DataRef
     environment: Environment
     command: str
+    tuned: TunedRef | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -147,7 +157,8 @@ class RunSpec(Frozen):
 
     def dump(self) -> dict[str, Any]:
         """The JSON object of ``spec.json``."""
-        return self.model_dump(mode="json", by_alias=True)
+        values = self.model_dump(mode="json", by_alias=True)
+        return values if self.tuned is not None else {name: value for name, value in values.items() if name != "tuned"}
 
     def folder(self, root: Path) -> Path:
         """Where this run lives under ``root``."""

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dgbench.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
+from dgbench.data.augmentation import strengthened
 from dgbench.data.guard import guarding, seal
 from dgbench.data.preparation import PreparedCase, prepare_cases, prepared_root
 from dgbench.data.sampling import CropDataset, check_sampling
@@ -103,7 +104,7 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
     if job.runs is not None:
         seal(job.runs, (job.folder.parent,))  # its own run: a lock, logs and checkpoints
     method = method_of(job, device)
-    make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
+    make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.weight_decay(job.stage))
     optimizers = list(method.configure_optimizers(make))
     return StageTraining(
         job,
@@ -168,7 +169,9 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         crop=job.resolved.preset.stages[job.stage].crop,
         k=k,
         seed=derive_seed(job.seed, job.stage),
-        augmentation=job.resolved.protocol.augmentation,
+        augmentation=strengthened(
+            job.resolved.protocol.augmentation, job.resolved.preset.stages[job.stage].augmentation
+        ),
         plan=plan,
         donors="donor" in job.info.needs,
     )
