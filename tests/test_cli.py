@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
@@ -134,6 +135,7 @@ def test_a_finished_run_that_was_damaged_is_judged_again(
         table.unlink,
         lambda: table.write_bytes(b""),
         lambda: table.write_bytes(stored[table][:-40]),
+        lambda: pd.concat([pd.read_parquet(table)] * 2).to_parquet(table),
         lambda: spec.write_text("{}"),
     ]
     for damage in damages:

@@ -120,22 +120,22 @@ def test_a_signal_in_every_phase_ends_with_130_and_the_same_call_goes_on(
     assert_whole(runs, whole)
 
 
-@pytest.mark.parametrize("phase", ["checkpoint", "evaluate", "compile"])
 def test_a_full_disk_is_one_line_and_the_same_call_finishes_when_there_is_space(
-    sound: Mini, whole: dict[str, Any], tmp_path: Path, phase: str
+    sound: Mini, whole: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    fault = fault_in(runs, phase, "full")
-    code, output = call(sound, runs, fault)
-    assert fault.marker.exists()
-    assert code == 2, output
-    assert "Traceback" not in output
-    line = output.splitlines()[-1]
-    assert re.match(rf"error: {re.escape(str(runs))}/\S+: cannot be written \(No space left on device\) — check", line)
-    run = the_run(runs)
-    assert run.status.state == "failed"
-    assert "No space left on device" in str(run.status.reason)
-    assert not list(runs.rglob("crash.txt"))
+    for phase in ("train", "checkpoint", "evaluate", "compile"):
+        fault = fault_in(runs, phase, "full")
+        code, output = call(sound, runs, fault)
+        assert fault.marker.exists(), phase
+        assert code == 2, (phase, output)
+        assert "Traceback" not in output
+        expected = rf"error: {re.escape(str(runs))}/\S+: cannot be written \(No space left on device\) — check"
+        assert re.match(expected, output.splitlines()[-1]), output
+        run = the_run(runs)
+        assert run.status.state == "failed"
+        assert "No space left on device" in str(run.status.reason)
+        assert not list(runs.rglob("crash.txt"))
     code, output = call(sound, runs)
     assert code == 0, output
     assert_whole(runs, whole)

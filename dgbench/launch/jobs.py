@@ -32,6 +32,8 @@ RunJob = Callable[[Callable[[Any, Any], None], Any, str, Path, Callable[[], bool
 EVALUATION = 4
 """Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
 its own, ``RECIPE``)."""
+ROW = ["case", "stage", "setting", "checkpoint", "threshold"]
+"""What names a row of an evaluation."""
 CANCELLED = "cancelled.json"
 """In a run folder: its jobs are not started, and those that run stop, until ``dgbench retry`` removes it."""
 
@@ -195,11 +197,12 @@ def empty_folder(folder: Path) -> None:
 
 
 def _has_rows(plan: RunPlan, part: FolderPlan) -> bool:
-    """Whether the rows of a finished evaluation can be read; damaged or missing ones are made again."""
+    """Whether the rows of a finished evaluation can be read and none is there twice; damaged or missing ones are made again."""
     try:
-        return len(RunFolder(plan.request.runs, part.folder, part.spec).cases()) > 0
+        rows = RunFolder(plan.request.runs, part.folder, part.spec).cases()
     except DgbenchError:
         return False
+    return len(rows) > 0 and not rows.duplicated(ROW).any()
 
 
 @contextmanager
