@@ -204,7 +204,7 @@ def execute(run: Run, threads: int) -> None:
         if run.record() is not None:
             return
         test = tuple(cases[case_id] for case_id in split.test)
-        run_job(train_and_judge, (job, test), title, job.folder / "crash.txt")
+        run_job(train_and_judge, (job, test), title, job.folder)
         judged = read_json(job.folder / "judged.json")
         best = read_json(job.folder / "result.json")["best_dsc"]
         record = {**name, "train_cases": len(split.train), "best_dsc": best}

@@ -18,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--real-data", type=Path, default=None, help="folder with small real scans and masks (see docs/testing.md)"
     )
 
+    parser.addoption("--slurm", action="store_true", help="run the tests on a real Slurm (needs slurm-wlm and munge)")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,6 +66,4 @@ def mini(sound: Mini, tmp_path: Path) -> Mini:
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run in this process, so that a test need not start three others."""
-    monkeypatch.setattr(
-        "dgbench.launch.execute.run_job", lambda function, job, title, crash: function(job, lambda *_: None)
-    )
+    monkeypatch.setattr("dgbench.launch.execute.run_job", lambda function, job, *_: function(job, lambda *_: None))

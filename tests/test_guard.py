@@ -24,7 +24,7 @@ from dgbench.data.fingerprint import content_hash
 from dgbench.data.preparation import PreparedCase, prepare_case
 from dgbench.data.reading import read_case, read_label
 from dgbench.errors import HeldOutAccessError
-from dgbench.launch.execute import evaluation_identity
+from dgbench.launch.jobs import evaluation_identity
 from dgbench.launch.plan import RunPlan
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.training.job import TrainJob

@@ -78,7 +78,7 @@ def test_masks_become_a_finished_run(sound: Mini, tmp_path: Path, capsys: pytest
 
 def test_a_set_stands_in_the_table_of_the_runs(sound: Mini, tmp_path: Path) -> None:
     """The identity of protocol, data and evaluated cases is that of a run of a method."""
-    from dgbench.launch.execute import evaluation_identity
+    from dgbench.launch.jobs import evaluation_identity
 
     runs = tmp_path / "runs"
     assert call(arguments(sound, masks(tmp_path / "masks", sound), runs)) == 0

@@ -12,6 +12,7 @@ from training_fixtures import Mini
 from dgbench.cli.options import protocol_name
 from dgbench.errors import DgbenchError
 from dgbench.launch import execute as execution
+from dgbench.launch import jobs
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run
 from dgbench.protocol import load_protocol
 
@@ -137,10 +138,10 @@ def test_held_out_files_are_first_touched_after_all_training(
 ) -> None:
     events: list[str] = []
 
-    def job(function: object, content: object, title: str, crash_file: Path) -> None:
+    def job(function: object, content: object, title: str, folder: Path, cancelled: object) -> None:
         events.append(title)
         if title != "evaluation":
-            (crash_file.parent / "result.json").write_text(json.dumps({}), encoding="utf-8")
+            (folder / "result.json").write_text(json.dumps({}), encoding="utf-8")
 
     def fingerprint(cases: object, cache: Path) -> str:
         events.append("held-out files")
@@ -148,7 +149,7 @@ def test_held_out_files_are_first_touched_after_all_training(
 
     made = plan(mini, tmp_path / "runs")
     monkeypatch.setattr(execution, "run_job", job)
-    monkeypatch.setattr(execution, "set_fingerprint", fingerprint)
+    monkeypatch.setattr(jobs, "set_fingerprint", fingerprint)
     for _ in range(2):  # the second time, the stages are trained and only the evaluation is missing
         assert execution.execute(made, fresh=False, say=lambda text: None) in (True, False)
         first = events.index("held-out files")

@@ -33,7 +33,7 @@ POLICY = policies.default(assd_constant_mm=40, hd95_constant_mm=100)
 JOBS = ("dgbench.launch.shift.run_job", "dgbench.launch.execute.run_job")
 
 
-def here(function: Any, job: Any, _title: str, _crash: Path) -> None:
+def here(function: Any, job: Any, *_: Any) -> None:
     function(job, lambda *_: None)
 
 
@@ -192,7 +192,7 @@ def test_a_stopped_point_goes_on_after_its_last_case(tried: Tried, monkeypatch: 
     shifted = shift.draw_shifted(plan, "noise", 1.5, 2)
     point = plan.own.folder / shifted.place
 
-    def stopped(function: Any, job: Any, _title: str, _crash: Path) -> None:
+    def stopped(function: Any, job: Any, *_: Any) -> None:
         def report(done: int, _total: int, _text: str = "") -> None:
             if done == 1 and job[0][0].stage == "tumor-coarse":
                 raise Interrupted("evaluation: stopped")
@@ -207,7 +207,7 @@ def test_a_stopped_point_goes_on_after_its_last_case(tried: Tried, monkeypatch: 
     made = part.stat().st_mtime_ns
     touched: list[int] = []
 
-    def watched(function: Any, job: Any, _title: str, _crash: Path) -> None:
+    def watched(function: Any, job: Any, *_: Any) -> None:
         function(job, lambda *_: touched.append(part.stat().st_mtime_ns))
 
     monkeypatch.setattr("dgbench.launch.shift.run_job", watched)

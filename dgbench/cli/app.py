@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from dgbench import __version__
-from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run
+from dgbench.cli import data, leaderboard, methods, mlflow, protocols, run, runs, sweep
 from dgbench.cli.cost import cost
 from dgbench.cli.doctor import doctor
 from dgbench.cli.figures import figures
@@ -33,7 +33,12 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 
 app.command("run")(run.run)
-app.command("sweep")(run.sweep)
+app.command("plan")(sweep.plan)
+app.command("sweep")(sweep.sweep)
+app.command("status")(runs.status)
+app.command("logs")(runs.logs)
+app.command("cancel")(runs.cancel)
+app.command("retry")(runs.retry)
 app.command("leaderboard")(leaderboard.leaderboard)
 app.command("figures")(figures)
 app.command("shift")(shift)
@@ -41,6 +46,7 @@ app.command("import-predictions")(import_predictions)
 app.command("submit")(submit)
 app.command("verify")(verify)
 app.command("cost")(cost)
+app.add_typer(runs.job_app, name="job")
 app.add_typer(methods.app, name="methods")
 app.add_typer(protocols.app, name="protocols")
 app.add_typer(data.app, name="data")

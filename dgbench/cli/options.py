@@ -3,9 +3,12 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DEFAULT_CACHE = Path("~/.cache/dgbench")
 
@@ -15,6 +18,13 @@ class ListFormat(StrEnum):
 
     table = "table"
     json = "json"
+
+
+class Launcher(StrEnum):
+    """Who runs the jobs."""
+
+    local = "local"
+    slurm = "slurm"
 
 
 Protocol = Annotated[
@@ -44,6 +54,24 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads of one run (part of its key); default: all cores, at most 8."),
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of the same key and start over.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; start nothing.")]
+NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
+Methods = Annotated[str, typer.Option("--method", help="Method names, separated by commas, or all.")]
+Heldouts = Annotated[str, typer.Option("--heldout", help="Held-out centers, separated by commas, or all.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")]
+Gpus = Annotated[
+    str | None, typer.Option("--gpus", help="GPUs to use, separated by commas; default: all that are visible.")
+]
+JobsPerGpu = Annotated[int, typer.Option("--jobs-per-gpu", min=1, help="Jobs side by side on one GPU.")]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Jobs side by side on the CPU.")]
+LauncherName = Annotated[Launcher, typer.Option("--launcher", help="Run the jobs here, or submit them to Slurm.")]
+Slurm = Annotated[
+    Path | None,
+    typer.Option(
+        "--slurm", help="YAML file with partition, account, time limit …; default: slurm.yaml if there is one."
+    ),
+]
 Format = Annotated[ListFormat, typer.Option("--format", help="table or json.")]
 
 
@@ -63,11 +91,18 @@ def print_rows(rows: list[dict[str, Any]], form: ListFormat) -> None:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
+
+    Console(soft_wrap=False).print(table_of(rows), markup=False)
+
+
+def table_of(rows: list[dict[str, Any]]) -> "Table":
+    """``rows`` (all with the same keys) as a table for people."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0] if rows else ("nothing",):
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console(soft_wrap=False).print(table, markup=False)
+        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
+    return table

@@ -1,20 +1,14 @@
-"""``dgbench run`` and ``dgbench sweep``."""
+"""``dgbench run``."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgbench.cli import options
-from dgbench.errors import DgbenchError, NotApplicable
 
 if TYPE_CHECKING:
     from dgbench.launch.plan import RunPlan, RunRequest
-
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of the same key and start over.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; start nothing.")]
-NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
 
 
 def run(
@@ -30,9 +24,9 @@ def run(
     settings: options.Set = None,
     runs: options.Runs = Path("runs"),
     cache: options.Cache = options.DEFAULT_CACHE,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    no_mlflow: NoMlflow = False,
+    fresh: options.Fresh = False,
+    dry_run: options.DryRun = False,
+    no_mlflow: options.NoMlflow = False,
 ) -> None:
     """Train one method on all centers but one and judge it there. The same call goes on where an earlier one stopped."""
     from dgbench.launch.plan import RunRequest
@@ -56,84 +50,11 @@ def run(
         return
     plan = _execute(request, fresh=fresh)
     if not no_mlflow:
-        _mirror(plan)
+        mirror(plan)
     _show_result(plan)
 
 
-def sweep(
-    method: Annotated[str, typer.Option("--method", help="Method names, separated by commas.")],
-    heldout: Annotated[str, typer.Option("--heldout", help="Held-out centers, separated by commas, or all.")],
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")] = 1,
-    protocol: options.ProtocolOrDefault = None,
-    preset: options.Preset = "demo",
-    data: options.Data = None,
-    devices: options.Devices = 1,
-    device: options.Device = None,
-    threads: options.Threads = None,
-    settings: options.Set = None,
-    runs: options.Runs = Path("runs"),
-    cache: options.Cache = options.DEFAULT_CACHE,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-    no_mlflow: NoMlflow = False,
-) -> None:
-    """Every method on every held-out center with every seed, one run after another; a failed run is reported and the others go on, a cell
-    that a method cannot fill is called n/a."""
-    from dgbench.launch.plan import RunRequest, resolve_request
-    from dgbench.protocol import load_protocol
-
-    name_of_protocol = options.protocol_name(protocol, data)
-    centers = (
-        list(load_protocol(name_of_protocol).centers)
-        if heldout == "all"
-        else [name.strip() for name in heldout.split(",")]
-    )
-    requests = [
-        RunRequest(
-            method=name.strip(),
-            heldout=center,
-            protocol=options.protocol_name(protocol, data),
-            preset=preset,
-            data=data,
-            seed=seed,
-            devices=devices,
-            device=device,
-            threads=threads,
-            overrides=tuple(settings or ()),
-            runs=runs,
-            cache=options.cache_folder(cache),
-        )
-        for seed in range(seeds)
-        for name in method.split(",")
-        for center in centers
-    ]
-    for request in requests:
-        with suppress(NotApplicable):  # said below, where its turn comes
-            resolve_request(request)
-    failures = []
-    for index, request in enumerate(requests):
-        typer.echo(f"[{index + 1}/{len(requests)}] {request.command()}", err=True)
-        try:
-            if dry_run:
-                _show_plan(request)
-                continue
-            plan = _execute(request, fresh=fresh)
-        except NotApplicable as reason:
-            typer.echo(f"n/a: {reason}", err=True)
-            continue
-        except DgbenchError as error:
-            typer.echo(f"failed: {error}", err=True)
-            failures.append(request)
-            continue
-        if not no_mlflow:
-            _mirror(plan)
-    if failures:
-        raise DgbenchError(f"{len(failures)} of {len(requests)} runs failed; first: {failures[0].command()}")
-
-
 def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
-    from dgbench.data.splits import MIN_CASES_FOR_VALIDATION, without_validation
-    from dgbench.launch.environment import has_bf16
     from dgbench.launch.execute import execute
     from dgbench.launch.phantom import ensure_data
     from dgbench.launch.plan import plan_run, resolve_request
@@ -143,17 +64,29 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     probe_writable(request.runs)
     ensure_data(request)
     plan = plan_run(request)
-    for center in without_validation(plan.split):
-        _say(f"{center} has fewer than {MIN_CASES_FOR_VALIDATION} cases: all of them train, none validates")
-    machine = plan.own.spec.environment
-    if machine.device == "cpu" and machine.precision == "bf16" and has_bf16() is False:
-        _say(
-            f"preset {request.preset} computes in bf16, which this processor emulates, an order of magnitude slower than fp32 — "
-            "--set preset.precision.cpu=fp32 is ranked as well"
-        )
+    for warning in warnings_of(plan):
+        _say(warning)
     if not execute(plan, fresh=fresh, say=_say):
         _say("this run is done already; showing the stored result")
     return plan
+
+
+def warnings_of(plan: "RunPlan") -> list[str]:
+    """What a user should know before a run starts, a line each."""
+    from dgbench.data.splits import MIN_CASES_FOR_VALIDATION, without_validation
+    from dgbench.launch.environment import has_bf16
+
+    lines = [
+        f"{center} has fewer than {MIN_CASES_FOR_VALIDATION} cases: all of them train, none validates"
+        for center in without_validation(plan.split)
+    ]
+    machine, preset = plan.own.spec.environment, plan.request.preset
+    if machine.device == "cpu" and machine.precision == "bf16" and has_bf16() is False:
+        lines.append(
+            f"preset {preset} computes in bf16, which this processor emulates, an order of magnitude slower than fp32 — "
+            "--set preset.precision.cpu=fp32 is ranked as well"
+        )
+    return lines
 
 
 def _say(text: str) -> None:
@@ -167,7 +100,8 @@ def _show_plan(request: "RunRequest") -> None:
         typer.echo(line)
 
 
-def _mirror(plan: "RunPlan") -> None:
+def mirror(plan: "RunPlan") -> None:
+    """Show the run in MLflow, unless it is there already; problems are said, the run is what counts."""
     from dgbench.store.mlflow_mirror import mirrored, sync
 
     folders = [folder.folder for folder in plan.folders]

@@ -11,7 +11,7 @@ from dgbench.data.preparation import native_label
 from dgbench.data.reading import grid_difference, read_label_map
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.imported import PredictedCase, check_system, import_predictions
-from dgbench.launch.execute import evaluation_identity
+from dgbench.launch.jobs import evaluation_identity
 from dgbench.launch.phantom import ensure_data
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run, resolve_request
 from dgbench.store.folder import RunFolder

@@ -45,6 +45,18 @@ def this_machine(precisions: Mapping[Any, str], *, device: str | None, threads: 
     return Machine(chosen, precisions.get(chosen, "fp32"), count, ".".join(version("torch").split(".")[:2]))
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [word for word in (part.strip() for part in named.split(",")) if word]
+    if not _cuda():
+        return []
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
 def _cuda() -> bool:
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
         return False

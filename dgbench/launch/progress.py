@@ -4,6 +4,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 PLAIN_SECONDS = 20.0
 
@@ -11,13 +13,26 @@ Report = Callable[..., None]
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """A function ``report(done, total, text="")`` to call as work goes on."""
-    if sys.stderr.isatty():
+def progress(title: str, *, log: Path | None = None, show: bool = True) -> Iterator[Report]:
+    """A function ``report(done, total, text="")`` to call as work goes on. ``log`` is a file to which the plain lines are appended in any
+    case; without ``show`` nothing is written elsewhere."""
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file, progress(title, show=show) as report:
+            keep = _plain(title, file)
+
+            def both(done: int, total: int, text: str = "") -> None:
+                keep(done, total, text)
+                report(done, total, text)
+
+            yield both
+    elif not show:
+        yield lambda done, total, text="": None
+    elif sys.stderr.isatty():
         with _bar(title) as report:
             yield report
     else:
-        yield _plain(title)
+        yield _plain(title, sys.stderr)
 
 
 @contextmanager
@@ -44,7 +59,7 @@ def _bar(title: str) -> Iterator[Report]:
         yield report
 
 
-def _plain(title: str) -> Report:
+def _plain(title: str, stream: TextIO) -> Report:
     last = time.monotonic()
 
     def report(done: int, total: int, text: str = "") -> None:
@@ -52,7 +67,7 @@ def _plain(title: str) -> Report:
         now = time.monotonic()
         if done == total or now - last >= PLAIN_SECONDS:
             last = now
-            sys.stderr.write(f"{title}: {done}/{total}{f'  {text}' if text else ''}\n")
-            sys.stderr.flush()
+            stream.write(f"{title}: {done}/{total}{f'  {text}' if text else ''}\n")
+            stream.flush()
 
     return report

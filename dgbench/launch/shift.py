@@ -15,7 +15,7 @@ from dgbench.data.case import Case, load_center
 from dgbench.data.fingerprint import set_fingerprint
 from dgbench.errors import DgbenchError, Interrupted, suggest
 from dgbench.evaluation.metrics import NUMBERS
-from dgbench.launch.execute import EVALUATION, Say, empty_folder, is_done, stored_key
+from dgbench.launch.jobs import EVALUATION, Say, empty_folder, is_judged, stored_key
 from dgbench.launch.phantom import draw_once, ensure_data
 from dgbench.launch.plan import FolderPlan, RunPlan, RunRequest, judged_how, phantom_recipe, plan_run, resolve_request
 from dgbench.launch.worker import run_job
@@ -94,7 +94,7 @@ def require_run(request: RunRequest) -> RunPlan:
     if others:  # else the phantom need not be drawn to know
         ensure_data(request)
         plan = plan_run(request)
-        if all(is_done(plan, folder) for folder in plan.folders):
+        if all(is_judged(plan, folder) for folder in plan.folders):
             return plan
         hint = _difference(plan.own, others)
     raise DgbenchError(
@@ -317,9 +317,7 @@ def _evaluate(
     )
     training = tuple(replace(job, resolved=brief) for job in part.training)
     try:
-        run_job(
-            _point_job, (training, cases, shared, target, identity["key"], True), "evaluation", target / "crash.txt"
-        )
+        run_job(_point_job, (training, cases, shared, target, identity["key"], True), "evaluation", target)
     except (Interrupted, KeyboardInterrupt) as stop:
         write_status(target, "interrupted", str(stop) or "Ctrl-C")
         raise

@@ -27,8 +27,8 @@ def time_methods(
     """
     stages = [name for name in resolved.protocol.stages if name not in resolved.protocol.shared_stages]
     with tempfile.TemporaryDirectory(prefix="dgbench-timing-") as folder:
-        times, crash = Path(folder) / "times.json", Path(folder) / "crash.txt"
-        run_job(_time_job, (methods, resolved, stages, n_sources, machine, repeats, times), "timing", crash)
+        times, logs = Path(folder) / "times.json", Path(folder)
+        run_job(_time_job, (methods, resolved, stages, n_sources, machine, repeats, times), "timing", logs)
         measured = read_json(times)
         memory: dict[str, float] = {}
         for name, (info, config) in methods.items():
@@ -37,7 +37,7 @@ def time_methods(
                 target = Path(folder) / f"{name}-{stage}.json"
                 ran = (machine.device, machine.precision, machine.threads)
                 run_job(
-                    _memory_job, (info, config, resolved, stage, n_sources, *ran, target), f"memory of {name}", crash
+                    _memory_job, (info, config, resolved, stage, n_sources, *ran, target), f"memory of {name}", logs
                 )
                 peaks.append(read_json(target)["peak_mib"])
             memory[name] = max(peaks)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -129,7 +128,7 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
-            progress = f", {_trained(run):.0%} trained" if status.state in ("running", "interrupted") else ""
+            progress = f", {run.trained():.0%} trained" if status.state in ("running", "interrupted") else ""
             return record.without_rows(_state(status, progress))
         if not (run.evaluation / "status.json").exists():
             return record.without_rows("evaluation missing")
@@ -156,21 +155,6 @@ def _cost(run: RunFolder) -> RunCost | str | None:
         return read_run_cost(run)
     except DgbenchError as error:
         return _below(run.root, error)
-
-
-def _trained(run: RunFolder) -> float:
-    """Share of the training of a run's own stages that is done, in [0, 1]; every stage counts the same."""
-    shares = []
-    for stage in run.own_stages:
-        folder = run.stage_folder(stage)
-        log, spec = folder / "steps.jsonl", folder / "spec.json"
-        if read_status(folder).state == "done":
-            shares.append(1.0)
-        else:
-            steps = read_json(spec).get("steps") if log.is_file() and spec.is_file() else None
-            known = isinstance(steps, int) and steps > 0
-            shares.append(min(1.0, log.read_bytes().count(b"\n") / steps) if steps and known else 0.0)
-    return fmean(shares) if shares else 0.0
 
 
 def _state(status: Status, progress: str = "") -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError
@@ -235,6 +236,20 @@ class RunFolder:
     def is_record(self) -> bool:
         """The run without weights and figures: what is archived and shared."""
         return not any(next(self.path.glob(pattern), None) for pattern in ("*/*.safetensors", "figures/*"))
+
+    def trained(self) -> float:
+        """Share of the training of the run's own stages that is done, in [0, 1]; every stage counts the same."""
+        shares = []
+        for stage in self.own_stages:
+            folder = self.stage_folder(stage)
+            log, spec = folder / "steps.jsonl", folder / "spec.json"
+            if read_status(folder).state == "done":
+                shares.append(1.0)
+            else:
+                steps = read_json(spec).get("steps") if log.is_file() and spec.is_file() else None
+                known = isinstance(steps, int) and steps > 0
+                shares.append(min(1.0, log.read_bytes().count(b"\n") / steps) if steps and known else 0.0)
+        return fmean(shares) if shares else 0.0
 
     def stage_folder(self, name: str) -> Path:
         """The folder of a stage, which lies in another run if the stage is shared."""

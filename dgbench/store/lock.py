@@ -69,6 +69,10 @@ class Owner:
         return f"process {self.pid}" if self.is_local else f"process {self.pid} on another machine"
 
 
+class LockHeld(DgbenchError):
+    """Another process has the lock and did not give it back in time."""
+
+
 class FolderLock:
     """Exclusive ownership of ``folder`` as a context manager; re-entering it, from any thread, waits or fails like another process.
 
@@ -79,7 +83,8 @@ class FolderLock:
         stale_after: seconds without a heartbeat after which the lock of another machine is abandoned.
 
     Raises:
-        DgbenchError: on entering, the folder is held by another process (names it), or it cannot be written.
+        LockHeld: on entering, the folder is held by another process (named).
+        DgbenchError: it cannot be written.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class FolderLock:
             holder = read_owner(self.path)
             sentence = f"{self.folder}: another process ({holder or 'unknown'}) is working on it"
             if time.monotonic() >= deadline:
-                raise DgbenchError(f"{sentence} — wait until it has finished, or stop it")
+                raise LockHeld(f"{sentence} — wait until it has finished, or stop it")
             if not waiting and self._on_wait is not None:
                 self._on_wait(sentence)
             waiting = True
@@ -145,6 +150,15 @@ class FolderLock:
                 return  # lost: another owner's heartbeat must not be kept alive
             with suppress(OSError):  # a file server that is away for a moment; the next beat tries again
                 os.utime(self.path)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether somebody works in ``folder``, as far as one look can tell: its owner runs on this machine, or gave a sign of life."""
+    path = folder / LOCK_NAME
+    owner, modified = read_owner(path), _modified(path)
+    if owner is None or modified is None:
+        return False
+    return owner.is_alive if owner.is_local else abs(time.time() - modified) < STALE_AFTER
 
 
 def read_owner(path: Path) -> Owner | None:

@@ -1,0 +1,224 @@
+"""``dgbench plan`` and ``dgbench sweep``: many runs as one graph of jobs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dgbench.cli import options
+from dgbench.errors import DgbenchError
+
+if TYPE_CHECKING:
+    from dgbench.launch.graph import Graph
+    from dgbench.launch.local import Outcome
+    from dgbench.launch.plan import RunRequest
+
+
+def plan(
+    method: options.Methods,
+    heldout: options.Heldouts,
+    seeds: options.Seeds = 1,
+    protocol: options.ProtocolOrDefault = None,
+    preset: options.Preset = "demo",
+    data: options.Data = None,
+    devices: options.Devices = 1,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    settings: options.Set = None,
+    runs: options.Runs = Path("runs"),
+    cache: options.Cache = options.DEFAULT_CACHE,
+    jobs: Annotated[bool, typer.Option("--jobs", help="Every job with its name, not only a line per run.")] = False,
+    form: options.Format = options.ListFormat.table,
+) -> None:
+    """What a sweep with the same options would do: the jobs that are done, shared and missing, and what they will cost. Starts nothing."""
+    from dgbench.launch.estimate import summary
+    from dgbench.launch.phantom import is_drawn
+
+    requests = requests_of(
+        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
+    )
+    if not is_drawn(requests[0]):
+        typer.echo(
+            f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
+        )
+        return
+    graph = graph_of(requests, draw=False)
+    made = summary(graph)
+    options.print_rows(made.jobs if jobs else made.runs, form)
+    if form is options.ListFormat.table:
+        for line in made.lines:
+            typer.echo(line)
+
+
+def sweep(
+    method: options.Methods,
+    heldout: options.Heldouts,
+    seeds: options.Seeds = 1,
+    protocol: options.ProtocolOrDefault = None,
+    preset: options.Preset = "demo",
+    data: options.Data = None,
+    devices: options.Devices = 1,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    settings: options.Set = None,
+    runs: options.Runs = Path("runs"),
+    cache: options.Cache = options.DEFAULT_CACHE,
+    gpus: options.Gpus = None,
+    jobs_per_gpu: options.JobsPerGpu = 1,
+    jobs: options.Jobs = 1,
+    launcher: options.LauncherName = options.Launcher.local,
+    slurm: options.Slurm = None,
+    fresh: options.Fresh = False,
+    dry_run: options.DryRun = False,
+    no_mlflow: options.NoMlflow = False,
+) -> None:
+    """Every method on every held-out center with every seed, as one graph of jobs: what runs share is done once, what is done is not done
+    again. A failed job takes those that need it with it and no others; a cell that a method cannot fill is called n/a. The same call goes
+    on where an earlier one stopped."""
+    if dry_run:
+        plan(method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache)
+        return
+    requests = requests_of(
+        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
+    )
+    graph = graph_of(requests, draw=True)
+    if fresh:
+        from dgbench.launch.execute import forget
+
+        for one in graph.plans:
+            forget(one)
+    launch(graph, launcher, slurm, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs, mirrored=not no_mlflow)
+
+
+def requests_of(
+    method: str,
+    heldout: str,
+    seeds: int,
+    protocol: str | None,
+    preset: str,
+    data: Path | None,
+    devices: int,
+    device: str | None,
+    threads: int | None,
+    settings: list[str] | None,
+    runs: Path,
+    cache: Path,
+) -> "list[RunRequest]":
+    """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers."""
+    from dgbench.launch.plan import RunRequest
+    from dgbench.protocol import load_protocol
+    from dgbench.registry import BrokenMethod, discover
+
+    contract = options.protocol_name(protocol, data)
+    methods = [name.strip() for name in method.split(",")]
+    if method == "all":
+        methods = [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
+    centers = [name.strip() for name in heldout.split(",")]
+    if heldout == "all":
+        centers = list(load_protocol(contract).centers)
+    return [
+        RunRequest(
+            method=name,
+            heldout=center,
+            protocol=contract,
+            preset=preset,
+            data=data,
+            seed=seed,
+            devices=devices,
+            device=device,
+            threads=threads,
+            overrides=tuple(settings or ()),
+            runs=runs,
+            cache=options.cache_folder(cache),
+        )
+        for seed in range(seeds)
+        for name in methods
+        for center in centers
+    ]
+
+
+def launch(
+    graph: "Graph",
+    launcher: options.Launcher,
+    slurm: Path | None,
+    *,
+    gpus: str | None,
+    jobs_per_gpu: int,
+    jobs: int,
+    mirrored: bool,
+) -> None:
+    """Do the jobs of ``graph`` here, or submit them. Raises DgbenchError where some failed, after all the others are done."""
+    if launcher is options.Launcher.slurm:
+        from dgbench.launch.slurm import SlurmConfig, submit
+
+        for line in submit(graph, SlurmConfig.read(slurm), mirrored=mirrored):
+            typer.echo(line)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    from dgbench.cli.board import board
+    from dgbench.cli.run import mirror
+    from dgbench.launch.local import run_graph, slots_for
+
+    slots = slots_for(graph, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
+    with (
+        board() as told,
+        ThreadPoolExecutor(1) as beside,
+    ):  # the mirror takes seconds in which no slot should stand empty
+
+        def ended(job: Any) -> None:
+            if job.training is None and job.part is job.plan.own and mirrored:
+                beside.submit(mirror, job.plan)
+
+        outcome = run_graph(graph, slots, told, ended)
+    _report(graph, outcome)
+
+
+def graph_of(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
+    """The graph of ``requests``; what can be wrong with any of them is said before anything starts."""
+    from contextlib import suppress
+
+    from dgbench.cli.run import warnings_of
+    from dgbench.errors import NotApplicable
+    from dgbench.launch.graph import build_graph
+    from dgbench.launch.phantom import ensure_data
+    from dgbench.launch.plan import resolve_request
+    from dgbench.store.folder import probe_writable
+
+    for request in requests:
+        with suppress(NotApplicable):  # said below, where its turn comes
+            resolve_request(request)
+    if draw:
+        probe_writable(requests[0].runs)
+        ensure_data(requests[0])
+    graph = build_graph(requests)
+    for cell in graph.cells:
+        if cell.plan is None:
+            typer.echo(f"n/a: {cell.reason}", err=True)
+    for line in dict.fromkeys(line for made in graph.plans for line in warnings_of(made)):
+        typer.echo(line, err=True)
+    return graph
+
+
+def _report(graph: "Graph", outcome: "Outcome") -> None:
+    """How the runs stand; DgbenchError where some failed or were cancelled."""
+    lost = {}
+    for made in graph.plans:
+        reasons = [
+            f"{word}: {reasons[job]}"
+            for job in (job.id for job in graph.jobs.values() if job.plan.own.folder == made.own.folder)
+            for word, reasons in (("failed", outcome.failed), ("cancelled", outcome.cancelled))
+            if job in reasons
+        ]
+        if reasons:
+            lost[made.request.command()] = reasons[0]
+    done = len(graph.plans) - len(lost)
+    typer.echo(
+        f"{done} of {len(graph.plans)} runs are done: {len(outcome.worked)} jobs now, "
+        f"{len(outcome.done) - len(outcome.worked)} earlier",
+        err=True,
+    )
+    for command, reason in lost.items():
+        typer.echo(f"{reason}\n  {command}", err=True)
+    if lost:
+        raise DgbenchError(f"{len(lost)} of {len(graph.plans)} runs are not done; first: {next(iter(lost))}")
