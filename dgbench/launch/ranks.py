@@ -122,7 +122,7 @@ def _watch(members: Sequence[_Member], job: TrainJob, report: Report) -> None:
 def _judge(members: Sequence[_Member], *, stopped: bool, stage: str) -> None:
     """Raise for how ``members`` ended, the one to blame first."""
     ends = [member.ended for member in members if member.ended is not None]
-    lines = {kind: line for kind, line in reversed(ends)}
+    lines = dict(reversed(ends))
     if stopped and lines.keys() & {DIED, LOST}:
         raise Interrupted(f"{stage}: stopped at once")
     if DIED in lines:
