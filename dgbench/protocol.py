@@ -326,9 +326,9 @@ class ResolvedProtocol(Frozen):
         support = len(self.protocol.support_centers) if self.protocol.stages[stage].support_centers else 0
         return max(1, len(self.protocol.centers) - 1) + support
 
-    def steps(self, stage: str, draws_factor: int = 1) -> int:
-        """Training steps of ``stage``: its draws divided by the cases of a step."""
-        return max(1, self.preset.stages[stage].draws * draws_factor // self.cases_per_step(stage))
+    def steps(self, stage: str, draws_factor: int = 1, devices: int = 1) -> int:
+        """Training steps of ``stage``: its draws divided by the cases of a step, of which each of ``devices`` draws its K."""
+        return max(1, self.preset.stages[stage].draws * draws_factor // (devices * self.cases_per_step(stage)))
 
     def weight_decay(self, stage: str) -> float:
         """The weight decay of ``stage``: its own, or the preset's."""

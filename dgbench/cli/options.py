@@ -57,7 +57,18 @@ Config = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU where there is one.")]
-Devices = Annotated[int, typer.Option("--devices", help="Devices of one run.")]
+Devices = Annotated[
+    int, typer.Option("--devices", help="Devices of one run (part of its key): each takes a batch in every step.")
+]
+RankTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--rank-timeout",
+        metavar="SECONDS",
+        min=1,
+        help="With several devices: one that is silent for so long ends the run; default: ten minutes.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads of one run (part of its key); default: all cores, at most 8."),

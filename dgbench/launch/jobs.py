@@ -19,6 +19,7 @@ from dgbench.errors import DgbenchError, Interrupted
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
+from dgbench.launch.ranks import run_ranks
 from dgbench.launch.request import write_request
 from dgbench.launch.worker import LOG_NAME, PROCESS_LOCK, JobDied
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs, read_status, write_status
@@ -245,7 +246,7 @@ def log_lines(folder: Path, lines: Iterable[str]) -> None:
 def _train(part: FolderPlan, training: TrainJob, run: RunJob, say: Say) -> None:
     _refuse_another_key(training)
     write_json(training.folder / "spec.json", {"key": training.key, **training.identity})
-    count, k = training.steps, training.resolved.cases_per_step(training.stage)
+    count, k = training.steps, training.cases_per_step
     text = f"train {training.stage} with {training.info.name}: {count} steps of {k} cases"
     say(text)
     log_lines(training.folder, [text])
@@ -290,7 +291,10 @@ def _evaluate(plan: RunPlan, part: FolderPlan, run: RunJob, say: Say) -> None:
 def _train_job(job: TrainJob, report: Any) -> None:
     from dgbench.training.loop import train
 
-    train(job, report)
+    if job.devices == 1:
+        train(job, report)
+    else:
+        run_ranks(job, report)
 
 
 def _evaluate_job(content: tuple[Path, RunSpec, tuple[Any, ...]], report: Any) -> None:

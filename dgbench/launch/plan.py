@@ -20,7 +20,7 @@ from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
 from dgbench.store.folder import SHARED_METHOD, RunSpec, TunedRef, read_status, run_folder
 from dgbench.store.keys import key_of
-from dgbench.training.job import RECIPE, TrainJob, protocol_reference
+from dgbench.training.job import RANK_TIMEOUT, RECIPE, TrainJob, protocol_reference
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class RunRequest:
     data: Path | None = None
     seed: int = 0
     devices: int = 1
+    rank_timeout: float | None = None
     device: str | None = None
     threads: int | None = None
     overrides: tuple[str, ...] = ()
@@ -132,6 +133,8 @@ def _resolve(request: RunRequest) -> tuple[MethodInfo, Settings]:
     if protocol.task.ndim not in info.dims:
         works = " or ".join(f"{ndim}D" for ndim in sorted(info.dims))
         raise NotApplicable(f"method {info.name} works in {works}, protocol {protocol.name} is {protocol.task.ndim}D")
+    if request.devices > 1 and info.one_device is not None:
+        raise NotApplicable(f"method {info.name} runs on one device: {info.one_device}")
     settings = resolve_settings(protocol, request.preset, info, request.heldout, request.overrides, request.config)
     _machine(request, settings.resolved)
     return info, settings
@@ -271,7 +274,7 @@ class _Builder:
         identity = {
             "recipe": RECIPE,
             "stage": stage,
-            "steps": resolved.steps(stage, info.draws_factor),
+            "steps": resolved.steps(stage, info.draws_factor, self.machine.devices),
             "preparation": PREPARATION,
             "protocol": resolved.identity(stage),
             "method": {
@@ -302,6 +305,8 @@ class _Builder:
             precision=self.machine.precision,
             threads=self.machine.threads,
             runs=self.request.runs,
+            devices=self.machine.devices,
+            rank_timeout=self.request.rank_timeout or RANK_TIMEOUT,
         )
 
 
@@ -319,12 +324,13 @@ def describe_plan(request: RunRequest) -> list[str]:
     if identity is not None and not (folder / "phantom.json").is_file():
         return [*lines, "the phantom is not drawn yet: `dgbench run` draws it first"]
     plan = plan_run(request)
+    devices = f" on {request.devices} devices" if request.devices > 1 else ""
     for part in plan.folders:
         lines.append(f"folder    {part.folder}")
         for job in part.training:
             state = read_status(job.folder).state
             lines.append(
-                f"  train   {job.stage}: {job.steps} steps, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
+                f"  train   {job.stage}: {job.steps} steps{devices}, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
             )
         lines.append(f"  judge   {len(plan.evaluated(part))} cases, {read_status(part.folder / 'evaluation').state}")
     return lines

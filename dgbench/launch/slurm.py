@@ -75,7 +75,7 @@ def script_of(job: Job, config: SlurmConfig, *, mirrored: bool) -> str:
         f"--time={config.time}",
         f"--mem={config.memory}",
         "--ntasks=1",
-        f"--cpus-per-task={environment.threads * devices if environment.device == 'cpu' else environment.threads}",
+        f"--cpus-per-task={environment.threads}",
     ]
     if environment.device == "cuda":
         settings.append(f"--gres={config.gres}:{devices}")

@@ -187,7 +187,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
     try:
         method, split = identity["method"], identity["split"]
         factor = _draws_factor(record, name, resolved)
-        steps = resolved.steps(name, factor)
+        devices = spec.environment.devices
+        steps = resolved.steps(name, factor, devices)
         _equal(path, "stage", identity["stage"], name, "the name of its folder")
         _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
         _equal(path, "seed", identity["seed"], spec.seed, "the run")
@@ -209,7 +210,7 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         heldout = [case for case in (*split["train"], *split["validation"]) if case.startswith(f"{spec.heldout}/")]
         if heldout or spec.heldout in split["sources"]:
             raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
-        _check_result(folder, steps, steps * resolved.cases_per_step(name), split["validation"], resolved)
+        _check_result(folder, steps, steps * devices * resolved.cases_per_step(name), split["validation"], resolved)
     except (KeyError, TypeError, AttributeError) as error:
         raise DgbenchError(
             f"{folder}: a field is missing or of another kind ({error}) — submit the run again"
