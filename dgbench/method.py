@@ -23,7 +23,7 @@ from dgbench.errors import DgbenchError
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task
+from dgbench.task import Task
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 Sampling = Literal["pooled", "per-center"] | Sequence[Sequence[float]]

@@ -4,7 +4,7 @@ A protocol is a YAML file (``protocols/*.yaml``). :meth:`Protocol.resolve` picks
 enters every key, so nothing that could change a number is left outside.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name, one_line
+from dgbench.task import Task
 from dgbench.yaml_text import assign, merged, read_yaml
 
 PROBABILITY = Annotated[float, Field(ge=0, le=1)]
@@ -21,48 +22,6 @@ STANDING = ("ranked", "converged")
 """Fields of a preset that say what its rows count for; they belong to the protocol and no override reaches them."""
 CHECKPOINTS: tuple[Checkpoint, ...] = ("source-val", "last-step")
 """Selected on source validation (official), or simply the last."""
-
-
-class Window(Frozen):
-    """Clip to [low, high] in the image's own units (HU for CT) and scale linearly to [0, 1]."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"window low {self.low} must be below high {self.high}")
-        return self
-
-
-class Percentile(Frozen):
-    """Clip each image to its own percentiles and scale linearly to [0, 1]; for intensities without a unit (MRI)."""
-
-    kind: Literal["percentile"] = "percentile"
-    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
-    high: Annotated[float, Field(gt=50, le=100)] = 99.5
-
-
-class Task(Frozen):
-    """What a network sees and answers: dimensions, channels, voxel spacing (mm, z y x) and intensity normalisation."""
-
-    ndim: Literal[2, 3] = 3
-    in_channels: Annotated[int, Field(ge=1)] = 1
-    out_channels: Annotated[int, Field(ge=1)] = 1
-    spacing: tuple[Annotated[float, Field(gt=0)], ...]
-    intensity: Annotated[Window | Percentile, Field(discriminator="kind")]
-
-    @model_validator(mode="after")
-    def _dimensions(self) -> Self:
-        if len(self.spacing) != self.ndim:
-            raise ValueError(f"spacing has {len(self.spacing)} entries, the task has {self.ndim} dimensions")
-        return self
-
-    def voxels(self, millimetres: Sequence[float]) -> tuple[int, ...]:
-        """Lengths in mm per axis as whole voxels of this task, rounded up."""
-        return tuple(int(-(-mm // step)) for mm, step in zip(millimetres, self.spacing, strict=True))
 
 
 class Roi(Frozen):

@@ -16,9 +16,9 @@ from dgbench.data.sampling import check_sampling, draw_cases
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.method import Batch, Method, Setup, ValidationRow
 from dgbench.nets import Backbone
-from dgbench.protocol import Task, Window
 from dgbench.seeds import derive_seed
 from dgbench.store.checkpoint_file import flatten_state
+from dgbench.task import Task, Window
 from dgbench.training.build import build_method
 from dgbench.training.step import AdamMaker, TrainingContext, run_step
 
