@@ -1,4 +1,4 @@
-"""What is segmented: dimensions, channels, spacing, and how intensities become [0, 1]; nothing assumes 3D, one channel or HU (protocol.md §1)."""
+"""What is segmented: dimensions, channels, spacing, and how intensities become [0, 1], of any task (protocol.md §1)."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
