@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from cli_calls import mistake
-from leaderboard_runs import add_run, case_row
+from leaderboard_runs import add_run, case_row, spec_of
 from test_splits import hospitals
 
+from dgbench.atomic import write_json
 from dgbench.cli import call
+from dgbench.cli.sweep import heldouts_of
 from dgbench.data.guard import ReadGuard
 from dgbench.data.splits import center_of, make_split
 from dgbench.errors import DgbenchError, NotApplicable
@@ -21,6 +23,8 @@ from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.tables import center_cell
 from dgbench.protocol import Protocol, load_protocol
+from dgbench.verification.record import Record
+from dgbench.verification.rows import _heldout
 
 IN_DOMAIN = load_protocol("phantom-in-domain")
 SOURCE = {"sources": ["RENJI", "NIH"], "protocol": {"name": IN_DOMAIN.name, "ranked": False}}
@@ -215,3 +219,27 @@ def test_what_the_paper_reports_in_domain_stands_beside_in_domain_runs_only() ->
     assert tables(load_protocol("phantom")) == {"VI"}
     assert tables(load_protocol("phantom-neutral")) == set()
     assert tables(load_protocol("hippocampus")) == set()
+
+
+def test_a_sweep_takes_every_fold_of_a_center_or_single_ones() -> None:
+    assert heldouts_of(IN_DOMAIN, "RENJI") == list(FOLDS)
+    assert heldouts_of(IN_DOMAIN, "all") == list(IN_DOMAIN.heldouts)
+    assert heldouts_of(IN_DOMAIN, "RENJI-fold1, MSD-fold0") == ["RENJI-fold1", "MSD-fold0"]
+    assert heldouts_of(load_protocol("phantom"), "all") == ["MSD", "RENJI", "RMYY"]
+
+
+def test_a_record_of_a_fold_holds_exactly_its_cases(tmp_path: Path) -> None:
+    """The fold follows from all cases of the center: what trained and what was judged."""
+    spec = spec_of("erm", FOLDS[1], 0, stages={"tumor-fine": {"key": "0" * 64, "folder": "stage"}}, **SOURCE)
+    record = Record(tmp_path, tmp_path, spec)
+    split = make_split(IN_DOMAIN, hospitals(MSD=20, RENJI=8, RMYY=14), FOLDS[1])
+    resolved = IN_DOMAIN.resolve("tiny")
+    write_json(tmp_path / "stage" / "spec.json", {"split": {"train": split.train, "validation": split.validation}})
+    judged = {*split.test, *split.validation, "NIH/a"}
+    assert _heldout(judged, record, resolved) == set(split.test)
+    with pytest.raises(DgbenchError, match=r"7 cases of RENJI, the phantom has 8|not RENJI-fold1 of the cases"):
+        _heldout(judged - {split.test[0]}, record, resolved)
+    swapped = [split.test[0], *split.train[1:]]
+    write_json(tmp_path / "stage" / "spec.json", {"split": {"train": swapped, "validation": split.validation}})
+    with pytest.raises(DgbenchError, match="the held-out cases are not RENJI-fold1 of the cases of RENJI"):
+        _heldout({split.train[0], split.test[1], *split.validation}, record, resolved)

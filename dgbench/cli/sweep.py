@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dgbench.launch.graph import Graph
     from dgbench.launch.local import Outcome
     from dgbench.launch.plan import RunRequest
+    from dgbench.protocol import Protocol
 
 
 def plan(
@@ -104,14 +105,10 @@ def requests_of(
     from dgbench.registry import BrokenMethod, discover
 
     contract = options.protocol_name(protocol, data)
+    heldouts = heldouts_of(load_protocol(contract), heldout)
     methods = [name.strip() for name in method.split(",")]
     if method == "all":
         methods = [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
-    known = load_protocol(contract)
-    centers = [name.strip() for name in heldout.split(",")]
-    if heldout == "all":
-        centers = list(known.centers)
-    heldouts = [one for name in centers for one in (known.heldouts_of(name) if name in known.centers else (name,))]
     return [
         RunRequest(
             method=name,
@@ -131,6 +128,12 @@ def requests_of(
         for name in methods
         for one in heldouts
     ]
+
+
+def heldouts_of(protocol: "Protocol", text: str) -> list[str]:
+    """What ``--heldout`` names: centers with commas or all of them, in-domain their folds, or single folds."""
+    names = list(protocol.centers) if text == "all" else [name.strip() for name in text.split(",")]
+    return [one for name in names for one in (protocol.heldouts_of(name) if name in protocol.centers else (name,))]
 
 
 def launch(
