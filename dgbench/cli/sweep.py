@@ -33,10 +33,16 @@ def plan(
 ) -> None:
     """What a sweep with the same options would do: the jobs that are done, shared and missing, and what they will cost. Starts nothing."""
     from dgbench.launch.estimate import summary
+    from dgbench.launch.phantom import is_drawn
 
     requests = requests_of(
         method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
     )
+    if not is_drawn(requests[0]):
+        typer.echo(
+            f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
+        )
+        return
     graph = graph_of(requests, draw=False)
     made = summary(graph)
     options.print_rows(made.jobs if jobs else made.runs, form)

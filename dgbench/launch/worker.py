@@ -4,6 +4,7 @@ memory with a training, and a crash takes one job only."""
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -215,6 +216,8 @@ def _outcome(
     sender: Connection, function: Callable[[Any, Any], None], job: Any, title: str, folder: Path, alone: bool
 ) -> tuple[str, str]:
     try:
+        if not alone:
+            _print_into(folder / LOG_NAME)
         with progress(title, log=folder / LOG_NAME, show=alone) as show:
             function(job, _telling(sender, show))
     except Interrupted as stop:
@@ -232,6 +235,15 @@ def _outcome(
         crash_file.write_text(traceback.format_exc(), encoding="utf-8")
         return "error", f"{line} (trace in {crash_file})"
     return "done", ""
+
+
+def _print_into(log: Path) -> None:
+    """What this process prints from now on, warnings of libraries too, goes to the end of ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
 
 def _telling(sender: Connection, show: Callable[..., None]) -> Callable[..., None]:
