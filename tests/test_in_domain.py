@@ -9,7 +9,7 @@ from cli_calls import mistake
 from leaderboard_runs import add_run, case_row, spec_of
 from test_splits import hospitals
 
-from dgbench.atomic import write_json
+from dgbench.atomic import write_bytes, write_json
 from dgbench.cli import call
 from dgbench.cli.sweep import heldouts_of
 from dgbench.data.guard import ReadGuard
@@ -18,11 +18,15 @@ from dgbench.errors import DgbenchError, NotApplicable
 from dgbench.launch.phantom import ensure_data
 from dgbench.launch.plan import RunRequest, plan_run
 from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.figures import centroids, overlays
+from dgbench.leaderboard.figures.board import load_board
+from dgbench.leaderboard.figures.panels import shown_cells
 from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table
 from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.tables import center_cell
 from dgbench.protocol import Protocol, load_protocol
+from dgbench.store.slices import slice_file
 from dgbench.verification.record import Record
 from dgbench.verification.rows import _heldout
 
@@ -243,3 +247,18 @@ def test_a_record_of_a_fold_holds_exactly_its_cases(tmp_path: Path) -> None:
     write_json(tmp_path / "stage" / "spec.json", {"split": {"train": swapped, "validation": split.validation}})
     with pytest.raises(DgbenchError, match="the held-out cases are not RENJI-fold1 of the cases of RENJI"):
         _heldout({split.train[0], split.test[1], *split.validation}, record, resolved)
+
+
+def test_figures_find_the_slice_of_a_case_in_the_run_of_its_fold(tmp_path: Path) -> None:
+    add_folds(tmp_path, "erm", (0.2,), (0.8,), (0.6,), (0.4,))
+    board = load_board(tmp_path, IN_DOMAIN, None)
+    for cell in board.cells[1:]:  # the first fold keeps no slices
+        for case in cell.cases["case"]:
+            write_bytes(slice_file(cell.run.path, case), b"a slice")
+    shown, without = shown_cells(board)
+    assert not without
+    assert [len(cells) for cells in shown.values()] == [4]
+    choices, unseen = overlays.choose(board, shown, None)
+    assert unseen == 1
+    assert [round(choice.dsc, 1) for choice in choices] == [0.8, 0.6, 0.4]
+    assert centroids.gather(board)["erm", "RENJI"].seeds == (0,)
