@@ -158,7 +158,10 @@ def _do_trial(plan: StudyPlan, study: "optuna.Study", say: Say) -> None:
         state, reason = TrialState.FAIL, str(error)
     if watch.pruned:
         state, reason = TrialState.PRUNED, None
-    trial.set_user_attr("stages", {name: stage.model_dump() for name, stage in watch.outcomes().items()})
+    outcomes = (
+        {} if watch.pruned else watch.outcomes()
+    )  # how far a trial came that was given up depends on when it was stopped
+    trial.set_user_attr("stages", {name: stage.model_dump() for name, stage in outcomes.items()})
     trial.set_user_attr("reason", reason)
     study.tell(trial, watch.value if state is TrialState.COMPLETE else None, state=state)
 
