@@ -317,6 +317,23 @@ def test_a_run_takes_the_configuration_and_is_not_modified(sound: Mini, tmp_path
     assert plan_run(replace(request, seed=5)).own.spec.tuned == plan.own.spec.tuned
 
 
+def test_a_tuned_run_of_a_ranked_preset_is_ranked(sound: Mini, tmp_path: Path, study: Path) -> None:
+    content = yaml.safe_load(sound.protocol.read_text())
+    content["presets"]["mini"]["ranked"] = True
+    (tmp_path / "ranked.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    request = request_of(sound, tmp_path / "runs", protocol=str(tmp_path / "ranked.yaml"), config=study / "best.yaml")
+    assert plan_run(request).own.spec.protocol.ranked
+    preset = select(read_trials(study), TRIALS).preset
+    by_hand = replace(request, config=None, overrides=tuple(f"preset.{key}={value}" for key, value in preset.items()))
+    assert not plan_run(by_hand).own.spec.protocol.ranked
+
+
+def test_a_study_on_other_data_is_refused(mini: Mini, sound: Mini, tmp_path: Path, study: Path) -> None:
+    shutil.copy(mini.data / "ALPHA/imagesTr/case_00.nii.gz", mini.data / "ALPHA/imagesTr/case_01.nii.gz")
+    with pytest.raises(DgbenchError, match=r"was tuned on other data \(ALPHA: "):
+        plan_run(request_of(mini, tmp_path / "runs", config=study / "best.yaml"))
+
+
 def test_a_tuned_run_that_changes_nothing_is_another_run(sound: Mini, tmp_path: Path, invented: None) -> None:
     request = request_of(sound, tmp_path / "runs")
     folder = tune(request, 1)
