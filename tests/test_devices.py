@@ -75,6 +75,7 @@ def one_device(job: TrainJob) -> tuple[dict[str, Any], list[float]]:
     method, optimizers = training.method, training.optimizers
     losses = []
     for step, parts in batches(training, job.devices):
+
         def micro_step(ranks: Ranks, step: int = step, parts: list[Any] = parts) -> float | None:
             torch.manual_seed(derive_seed(job.seed, "step", job.stage, ranks.micro_step(step)))
             context = TrainingContext(
@@ -87,7 +88,9 @@ def one_device(job: TrainJob) -> tuple[dict[str, Any], list[float]]:
             found = run_step(method, parts[ranks.rank], context)[2].get("loss")
             return None if found is None else float(found)
 
-        found = [loss for loss in accumulated(micro_step, job.devices, restart_of(method, optimizers)) if loss is not None]
+        found = [
+            loss for loss in accumulated(micro_step, job.devices, restart_of(method, optimizers)) if loss is not None
+        ]
         if found:
             losses.append(sum(found) / len(found))
     return method.state_dict(), losses
@@ -99,7 +102,9 @@ def assert_close(job: TrainJob, state: dict[str, Any], losses: list[float]) -> N
     trained = unflatten_state(checkpoint.tensors, checkpoint.meta["state"])["method"]
     assert trained.keys() == state.keys()
     worst = {
-        name: float((value - trained[name]).abs().max()) for name, value in state.items() if isinstance(value, torch.Tensor)
+        name: float((value - trained[name]).abs().max())
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor)
     }
     assert {name: difference for name, difference in worst.items() if not difference <= 1e-5} == {}
     logged = [row["loss"] for row in read_jsonl(job.folder / "steps.jsonl") if "loss" in row]
@@ -177,7 +182,9 @@ def loop_key(mini: Mini, request: Any) -> str:
 
 def test_a_method_that_cannot_be_split_says_so_before_anything_starts(mini: Mini, tmp_path: Path) -> None:
     mini.plan(tmp_path, "contract_plugins:Undivided")
-    with pytest.raises(NotApplicable, match=r"^method undivided runs on one device: its statistics are of the whole batch$"):
+    with pytest.raises(
+        NotApplicable, match=r"^method undivided runs on one device: its statistics are of the whole batch$"
+    ):
         mini.plan(tmp_path, "contract_plugins:Undivided", devices=2)
     assert not list(tmp_path.iterdir())
 
@@ -186,7 +193,8 @@ def test_state_that_drifts_apart_never_reaches_a_checkpoint(mini: Mini, tmp_path
     """A memory of the batches of one device only."""
     job = mini.job(tmp_path, "contract_plugins:Dofe", devices=2)
     with pytest.raises(
-        DgbenchError, match=r"^lesion: after step 2 the state of method dofe differs between devices \(memory, seen\) — gradients"
+        DgbenchError,
+        match=r"^lesion: after step 2 the state of method dofe differs between devices \(memory, seen\) — gradients",
     ):
         run_ranks(job, quiet)
     assert not list(job.folder.glob("last-*"))

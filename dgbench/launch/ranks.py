@@ -194,9 +194,9 @@ def _rank(sender: Connection, job: TrainJob, rank: int, name: str, meeting: Path
         begun = count
         tell("exchange", count)
 
-    def report(*progressed: Any) -> None:
+    def report(done: int, total: int, text: str = "") -> None:
         if rank == 0:
-            tell("progress", progressed)
+            tell("progress", (done, total, text))
         else:
             tell("exchange", begun)
 

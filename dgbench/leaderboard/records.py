@@ -312,6 +312,7 @@ class RowKey(NamedTuple):
     modified: bool
     overrides: tuple[str, ...]
     imported: bool
+    devices: int = 1
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
@@ -319,11 +320,13 @@ class RowKey(NamedTuple):
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)
-        return cls(spec.method.name, spec.method.version, config, modified, overrides, spec.method.imported)
+        devices = max(1, spec.environment.devices)  # an imported set was made on none that is known
+        return cls(spec.method.name, spec.method.version, config, modified, overrides, spec.method.imported, devices)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides."""
+    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides; several devices
+    are always named."""
     keys = list(rows)
     labels = {}
     for key in keys:
@@ -336,5 +339,6 @@ def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
             if any(config.get(option) != value for config in configs)
         ]
         parts += key.overrides
+        parts += [f"{key.devices} devices"] if key.devices > 1 else []
         labels[key] = f"{key.method} ({', '.join(parts)})" if parts else key.method
     return labels

@@ -108,6 +108,11 @@ class Environment(Frozen):
     torch: str
     devices: int = 1
 
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What must be said beside every number of a run that was made so; nothing on one device."""
+        return (f"{self.devices} devices: steps of {self.devices}× the cases",) if self.devices > 1 else ()
+
 
 class RunSpec(Frozen):
     """``spec.json`` of a run."""

@@ -93,7 +93,7 @@ class Ranks:
         present = torch.tensor([parameter.grad is not None for parameter in own], device=own[0].device)
         parts = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in own]
         total = self.reduce(torch.cat([present.to(torch.float32), *(part.flatten() for part in parts)]))
-        anywhere, *means = (total / self.size).split([len(own), *(parameter.numel() for parameter in own)])
+        anywhere, *means = torch.split(total / self.size, [len(own), *(parameter.numel() for parameter in own)])
         for parameter, found, mean in zip(own, anywhere.tolist(), means, strict=True):
             parameter.grad = mean.view_as(parameter).to(parameter.dtype) if found else None
 
@@ -148,7 +148,6 @@ def joined(rank: int, size: int, device: str, meeting: Path, exchanging: Callabl
         return total
 
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    store = dist.FileStore(str(meeting), size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=NEVER)
+    dist.init_process_group(backend, init_method=meeting.absolute().as_uri(), rank=rank, world_size=size, timeout=NEVER)
     yield Ranks(rank, size, reduce, beat)
     dist.destroy_process_group()
