@@ -116,6 +116,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     rows: dict[RowKey, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
+    rows = dict(sorted(rows.items(), key=lambda item: item[0].devices))  # the baseline is the first of its name
     centers = _centers(records, protocol)
     plain = [record for record in records if not (record.spec.protocol.modified or record.spec.method.imported)]
     seeds = _seeds(plain or records)

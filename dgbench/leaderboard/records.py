@@ -333,22 +333,26 @@ class RowKey(NamedTuple):
     overrides: tuple[str, ...]
     imported: bool
     tuned: int | None = None
+    devices: int = 1
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
         """The row that a run belongs to."""
+        devices = max(1, spec.environment.devices)  # an imported set was made on none that is known
         if spec.tuned is not None and not spec.protocol.modified:
             settings = spec.tuned.settings
-            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.trials)
+            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.trials, devices)
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)
-        return cls(spec.method.name, spec.method.version, config, modified, overrides, spec.method.imported)
+        imported = spec.method.imported
+        return cls(spec.method.name, spec.method.version, config, modified, overrides, imported, None, devices)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
     """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the
-    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``."""
+    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``; several
+    devices are always named."""
     keys = list(rows)
     labels = {}
     for key in keys:
@@ -365,5 +369,6 @@ def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
             parts.insert(0, f"tuned({key.tuned})")
         elif not parts and any(other.tuned is not None for other in siblings):
             parts = ["default"]
+        parts += [f"{key.devices} devices"] if key.devices > 1 else []
         labels[key] = f"{key.method} ({', '.join(parts)})" if parts else key.method
     return labels

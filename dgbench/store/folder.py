@@ -110,6 +110,11 @@ class Environment(Frozen):
     torch: str
     devices: int = 1
 
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What must be said beside every number of a run that was made so; nothing on one device."""
+        return (f"{self.devices} devices: steps of {self.devices}× the cases",) if self.devices > 1 else ()
+
 
 class TunedRef(Frozen):
     """The study that chose the configuration of a run on source validation: how many trials it had, its key, and what of the method was set

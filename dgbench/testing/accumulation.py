@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dgbench.errors import DgbenchError
 from dgbench.method import Method
 from dgbench.training.distributed import Ranks
 
@@ -35,7 +36,7 @@ def accumulated(micro_step: Callable[[Ranks], ResultT], size: int, restart: Call
         What ``micro_step`` gave for each rank, at the end; method and optimisers are left as the last one leaves them.
 
     Raises:
-        ValueError: not all of them make the same exchanges.
+        DgbenchError: not all of them make the same exchanges.
     """
     sums: list[Tensor] = []
     while True:
@@ -50,7 +51,9 @@ def accumulated(micro_step: Callable[[Ranks], ResultT], size: int, restart: Call
         if not parts:
             return results
         if results or len({part.shape for part in parts}) > 1:
-            raise ValueError(f"exchange {len(sums)} is not the same on every device")
+            raise DgbenchError(
+                f"exchange {len(sums)} of the step is not made alike on every device — what a step exchanges must not depend on its batch"
+            )
         total = parts[0].clone()
         for part in parts[1:]:
             total += part

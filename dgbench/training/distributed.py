@@ -148,7 +148,6 @@ def joined(rank: int, size: int, device: str, meeting: Path, exchanging: Callabl
         return total
 
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    store = dist.FileStore(str(meeting), size)  # type: ignore[attr-defined]
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=NEVER)
+    dist.init_process_group(backend, init_method=meeting.absolute().as_uri(), rank=rank, world_size=size, timeout=NEVER)
     yield Ranks(rank, size, reduce, beat)
     dist.destroy_process_group()
