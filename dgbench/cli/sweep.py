@@ -38,7 +38,7 @@ def plan(
     requests = requests_of(
         method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
     )
-    if not is_drawn(requests[0]):
+    if not all(is_drawn(request) for request in _possible(requests)[:1]):
         typer.echo(
             f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
         )
@@ -184,21 +184,16 @@ def launch(
 
 def graph_of(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
     """The graph of ``requests``; what can be wrong with any of them is said before anything starts."""
-    from contextlib import suppress
-
     from dgbench.cli.run import warnings_of
-    from dgbench.errors import NotApplicable
     from dgbench.launch.graph import build_graph
     from dgbench.launch.phantom import ensure_data
-    from dgbench.launch.plan import resolve_request
     from dgbench.store.folder import probe_writable
 
-    for request in requests:
-        with suppress(NotApplicable):  # said below, where its turn comes
-            resolve_request(request)
+    possible = _possible(requests)
     if draw:
         probe_writable(requests[0].runs)
-        ensure_data(requests[0])
+        for request in possible[:1]:  # they share the data
+            ensure_data(request)
     graph = build_graph(requests)
     for cell in graph.cells:
         if cell.plan is None:
@@ -206,6 +201,21 @@ def graph_of(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
     for line in dict.fromkeys(line for made in graph.plans for line in warnings_of(made)):
         typer.echo(line, err=True)
     return graph
+
+
+def _possible(requests: "list[RunRequest]") -> "list[RunRequest]":
+    """Those whose method can fill its cell, as far as can be told without data. Raises DgbenchError for what is wrong with any."""
+    from contextlib import suppress
+
+    from dgbench.errors import NotApplicable
+    from dgbench.launch.plan import resolve_request
+
+    possible = []
+    for request in requests:
+        with suppress(NotApplicable):  # its reason is said when the graph is built
+            resolve_request(request)
+            possible.append(request)
+    return possible
 
 
 def _report(graph: "Graph", outcome: "Outcome") -> None:
