@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SHARE ?=
 REAL_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test slow lint type bench clean
+.PHONY: demo test slow slurm lint type bench clean
 
 demo: $(STAMP)
 	$(BIN)/dgbench run --method dualtask --heldout RENJI
@@ -16,6 +16,9 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu" $(if $(SHARE),--share=$(SHARE)) $(if $(REAL_DATA),--real-data=$(REAL_DATA))
+
+slurm: $(STAMP)
+	$(BIN)/pytest --slurm tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

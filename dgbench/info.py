@@ -25,6 +25,9 @@ class Range:
     high: float
     log: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
+
 
 class MethodConfig(BaseModel):
     """Base of every method's configuration: immutable, validated, an unknown key is an error. ``space`` declares what tuning may search:
@@ -40,7 +43,9 @@ class MethodInfo:
 
     ``target`` is ``package.module:Class``. ``version`` is raised when the method's numbers change: it enters the key. ``defaults`` replaces
     defaults of ``config`` (ablations are configurations of one class). ``min_sources`` and ``dims`` make an unsupported cell "n/a".
-    ``draws_factor`` multiplies the budget and is for labelled control rows only (``erm_long``).
+    ``draws_factor`` multiplies the budget and is for labelled control rows only (``erm_long``). ``one_device`` says in one line why a step
+    cannot be split over devices, where it cannot. ``space`` is what tuning may search instead of what ``config`` declares, for a variant
+    that fixes some of it.
     """
 
     name: str
@@ -55,6 +60,13 @@ class MethodInfo:
     min_sources: int = 1
     draws_factor: int = 1
     dims: frozenset[int] = frozenset({2, 3})
+    one_device: str | None = None
+    space: Mapping[str, Range | tuple[Any, ...]] | None = None
+
+    @property
+    def searched(self) -> Mapping[str, Range | tuple[Any, ...]]:
+        """The configuration keys that tuning may search, each with its range or choices."""
+        return self.config.space if self.space is None else self.space
 
     def __post_init__(self) -> None:
         check_name(self.name, "method name")

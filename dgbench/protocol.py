@@ -4,7 +4,7 @@ A protocol is a YAML file (``protocols/*.yaml``). :meth:`Protocol.resolve` picks
 enters every key, so nothing that could change a number is left outside.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name, one_line
+from dgbench.task import Task
 from dgbench.yaml_text import assign, merged, read_yaml
 
 PROBABILITY = Annotated[float, Field(ge=0, le=1)]
@@ -21,48 +22,6 @@ STANDING = ("ranked", "converged")
 """Fields of a preset that say what its rows count for; they belong to the protocol and no override reaches them."""
 CHECKPOINTS: tuple[Checkpoint, ...] = ("source-val", "last-step")
 """Selected on source validation (official), or simply the last."""
-
-
-class Window(Frozen):
-    """Clip to [low, high] in the image's own units (HU for CT) and scale linearly to [0, 1]."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"window low {self.low} must be below high {self.high}")
-        return self
-
-
-class Percentile(Frozen):
-    """Clip each image to its own percentiles and scale linearly to [0, 1]; for intensities without a unit (MRI)."""
-
-    kind: Literal["percentile"] = "percentile"
-    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
-    high: Annotated[float, Field(gt=50, le=100)] = 99.5
-
-
-class Task(Frozen):
-    """What a network sees and answers: dimensions, channels, voxel spacing (mm, z y x) and intensity normalisation."""
-
-    ndim: Literal[2, 3] = 3
-    in_channels: Annotated[int, Field(ge=1)] = 1
-    out_channels: Annotated[int, Field(ge=1)] = 1
-    spacing: tuple[Annotated[float, Field(gt=0)], ...]
-    intensity: Annotated[Window | Percentile, Field(discriminator="kind")]
-
-    @model_validator(mode="after")
-    def _dimensions(self) -> Self:
-        if len(self.spacing) != self.ndim:
-            raise ValueError(f"spacing has {len(self.spacing)} entries, the task has {self.ndim} dimensions")
-        return self
-
-    def voxels(self, millimetres: Sequence[float]) -> tuple[int, ...]:
-        """Lengths in mm per axis as whole voxels of this task, rounded up."""
-        return tuple(int(-(-mm // step)) for mm, step in zip(millimetres, self.spacing, strict=True))
 
 
 class Roi(Frozen):
@@ -127,11 +86,14 @@ class Metrics(Frozen):
 
 
 class StageBudget(Frozen):
-    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate."""
+    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate. ``weight_decay`` takes the place of the
+    preset's; ``augmentation`` multiplies the size of rotation and noise. At their defaults both are left out of every identity."""
 
     crop: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...]
     draws: Annotated[int, Field(gt=0)]
     lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    augmentation: Annotated[float, Field(ge=0)] = 1.0
 
 
 class PhantomSize(Frozen):
@@ -323,9 +285,13 @@ class ResolvedProtocol(Frozen):
         support = len(self.protocol.support_centers) if self.protocol.stages[stage].support_centers else 0
         return max(1, len(self.protocol.centers) - 1) + support
 
-    def steps(self, stage: str, draws_factor: int = 1) -> int:
-        """Training steps of ``stage``: its draws divided by the cases of a step."""
-        return max(1, self.preset.stages[stage].draws * draws_factor // self.cases_per_step(stage))
+    def steps(self, stage: str, draws_factor: int = 1, devices: int = 1) -> int:
+        """Training steps of ``stage``: its draws divided by the cases of a step, of which each of ``devices`` draws its K."""
+        return max(1, self.preset.stages[stage].draws * draws_factor // (devices * self.cases_per_step(stage)))
+
+    def weight_decay(self, stage: str) -> float:
+        """The weight decay of ``stage``: its own, or the preset's."""
+        return self.preset.weight_decay if (own := self.preset.stages[stage].weight_decay) is None else own
 
     def margin(self, stage: str, *, oracle: bool) -> tuple[int, ...]:
         """ROI margin of ``stage`` in voxels: the `Mask` margin with ``oracle``, else the `Seg` one; zeros without a ROI rule."""
@@ -361,7 +327,14 @@ class ResolvedProtocol(Frozen):
 def _numeric(preset: Preset) -> dict[str, Any]:
     """What of a preset can change a number on a given machine, as plain JSON. The precision belongs to the machine: it is in every key, and
     tables say where rows differ in it."""
-    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
+    content = preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
+    later = {
+        "weight_decay": None,
+        "augmentation": 1.0,
+    }  # younger than the first records: no part of a key at their defaults
+    for name, budget in content["stages"].items():
+        content["stages"][name] = {key: value for key, value in budget.items() if later.get(key, ...) != value}
+    return content
 
 
 def protocol_folder() -> Path:

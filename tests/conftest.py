@@ -18,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--real-data", type=Path, default=None, help="folder with small real scans and masks (see docs/testing.md)"
     )
 
+    parser.addoption("--slurm", action="store_true", help="run the tests on a real Slurm (needs slurm-wlm and munge)")
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,12 +1,14 @@
 """The command line: what it prints, and that every mistake is one line on stderr with exit code 2 and nothing half-written."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
@@ -133,6 +135,7 @@ def test_a_finished_run_that_was_damaged_is_judged_again(
         table.unlink,
         lambda: table.write_bytes(b""),
         lambda: table.write_bytes(stored[table][:-40]),
+        lambda: pd.concat([pd.read_parquet(table)] * 2).to_parquet(table),
         lambda: spec.write_text("{}"),
     ]
     for damage in damages:
@@ -143,7 +146,9 @@ def test_a_finished_run_that_was_damaged_is_judged_again(
         assert out == shown
         assert {path: path.read_bytes() for path in stored} == stored
     (run / "lesion" / "spec.json").write_text("{}")
-    assert f"{run / 'lesion'}: holds training without a key, not " in mistake(capsys, arguments)
+    text = mistake(capsys, arguments)
+    assert text.startswith(f"{run / 'lesion'}: holds another training (")
+    assert re.search(r"key: absent → \"[0-9a-f]{64}\"", text)
 
 
 def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +319,7 @@ def test_a_dry_run_with_data_names_every_job(mini: Mini, tmp_path: Path, capsys:
     assert not runs.exists()
     mini.plan(runs)
     assert call(["sweep", "--dry-run", *run_arguments(mini, runs, method="erm,randconv")[2:]]) == 0
-    assert capsys.readouterr().out.count("method ") == 2
+    assert "2 runs, 6 jobs: 0 done, 6 missing" in capsys.readouterr().out
 
 
 def test_a_sweep_is_checked_as_a_whole_before_it_starts(
@@ -360,7 +365,7 @@ def test_a_cell_that_a_method_cannot_fill_is_not_applicable(
     assert call(["sweep", "--dry-run", *both[1:]]) == 0
     answer = capsys.readouterr()
     assert f"n/a: {reason}" in answer.err
-    assert "method    erm" in answer.out
+    assert "1 runs, 3 jobs: 0 done, 3 missing" in answer.out
     assert not list((tmp_path / "runs").rglob("spec.json"))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgbench.cli import options
+from dgbench.cli.console import show
 from dgbench.errors import DgbenchError, suggest
 
 if TYPE_CHECKING:
@@ -140,6 +141,4 @@ def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
     if form is TableFormat.md:
         typer.echo(rendering.to_markdown(sheets))
         return
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(rendering.to_rich(sheets))
+    show(lambda width: rendering.to_rich(sheets, width))

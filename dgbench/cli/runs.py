@@ -63,7 +63,7 @@ def logs(
     paths = {folder.name: folder / LOG_NAME for folder in job_folders(run)}
     read = dict.fromkeys(paths, 0)
     while True:
-        over = state_of(run)[0] not in ("running", "queued")
+        over = state_of(run)[0] not in ("running", "queued", "waiting")
         for title, path in paths.items():
             text = path.read_text(encoding="utf-8", errors="replace")[read[title] :] if path.is_file() else ""
             whole = text[: text.rfind("\n") + 1]

@@ -33,10 +33,16 @@ def plan(
 ) -> None:
     """What a sweep with the same options would do: the jobs that are done, shared and missing, and what they will cost. Starts nothing."""
     from dgbench.launch.estimate import summary
+    from dgbench.launch.phantom import is_drawn
 
     requests = requests_of(
         method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
     )
+    if not is_drawn(requests[0]):
+        typer.echo(
+            f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
+        )
+        return
     graph = graph_of(requests, draw=False)
     made = summary(graph)
     options.print_rows(made.jobs if jobs else made.runs, form)
@@ -53,6 +59,7 @@ def sweep(
     preset: options.Preset = "demo",
     data: options.Data = None,
     devices: options.Devices = 1,
+    rank_timeout: options.RankTimeout = None,
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
@@ -74,7 +81,7 @@ def sweep(
         plan(method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache)
         return
     requests = requests_of(
-        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
+        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache, rank_timeout
     )
     graph = graph_of(requests, draw=True)
     if fresh:
@@ -98,6 +105,7 @@ def requests_of(
     settings: list[str] | None,
     runs: Path,
     cache: Path,
+    rank_timeout: float | None = None,
 ) -> "list[RunRequest]":
     """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers."""
     from dgbench.launch.plan import RunRequest
@@ -118,6 +126,7 @@ def requests_of(
             data=data,
             seed=seed,
             devices=devices,
+            rank_timeout=rank_timeout,
             device=device,
             threads=threads,
             overrides=tuple(settings or ()),

@@ -7,7 +7,8 @@ from typing import Any
 
 from dgbench.errors import DgbenchError
 from dgbench.launch.jobs import CANCELLED
-from dgbench.store.folder import RunFolder, iter_runs
+from dgbench.launch.slurm import waiting_in_queue
+from dgbench.store.folder import RunFolder, iter_runs, read_status
 from dgbench.store.lock import is_held
 
 
@@ -34,24 +35,29 @@ def job_folders(run: RunFolder) -> list[Path]:
     return [*(run.stage_folder(stage) for stage in run.own_stages), run.evaluation]
 
 
-def state_of(run: RunFolder) -> tuple[str, str]:
-    """The state of a run in a word, and the reason in a sentence. ``lost``: it says that it runs, and no process does."""
+def state_of(run: RunFolder, in_queue: str | None = None) -> tuple[str, str]:
+    """The state of a run in a word, and the reason in a sentence. ``waiting``: some of its jobs are done, and no other has been started;
+    ``lost``: a job says that it runs, and no process does. ``in_queue`` is what a queue of Slurm says of it."""
     status = run.status
     if status.state != "done" and (run.path / CANCELLED).exists():
         return "cancelled", ""
-    held = any(is_held(folder) for folder in job_folders(run))
-    if status.state == "running" and not held:
+    if any(is_held(folder) for folder in job_folders(run)):
+        return "running", status.reason or ""
+    if status.state in ("running", "queued") and in_queue is not None:
+        return "queued", f"in the queue of Slurm: {in_queue}"
+    if status.state == "running" and any(read_status(folder).state == "running" for folder in job_folders(run)):
         return "lost", "its process is gone; the same command goes on"
-    return ("running" if held else status.state), status.reason or ""
+    return ("waiting" if status.state == "running" else status.state), status.reason or ""
 
 
 def status_rows(runs: Sequence[RunFolder], now: datetime | None = None) -> list[dict[str, Any]]:
     """A row for each run, plain JSON."""
-    return [_row(run, now or datetime.now(UTC)) for run in runs]
+    queued = waiting_in_queue(runs)
+    return [_row(run, queued.get(run.relative), now or datetime.now(UTC)) for run in runs]
 
 
-def _row(run: RunFolder, now: datetime) -> dict[str, Any]:
-    state, reason = state_of(run)
+def _row(run: RunFolder, in_queue: str | None, now: datetime) -> dict[str, Any]:
+    state, reason = state_of(run, in_queue)
     updated = run.status.updated
     working = [folder.name for folder in job_folders(run) if is_held(folder)]
     return {

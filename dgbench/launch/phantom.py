@@ -16,6 +16,13 @@ def ensure_data(request: RunRequest) -> None:
         draw_once(phantom_recipe(resolved.preset.phantom), folder)
 
 
+def is_drawn(request: RunRequest) -> bool:
+    """Whether the phantom that ``request`` needs is in the cache; true for a request that brings data of its own."""
+    resolved, _, _ = resolve_request(request)
+    folder, identity = data_folder(request, resolved)
+    return identity is None or (folder / "phantom.json").is_file()
+
+
 def draw_once(recipe: Any, folder: Path) -> None:
     """Draw the phantom of ``recipe`` (:class:`dgbench.data.phantom.PhantomRecipe`) into ``folder`` unless it is there; a second process
     waits."""

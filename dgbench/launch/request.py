@@ -21,6 +21,7 @@ def write_request(folder: Path, request: RunRequest) -> None:
         request,
         protocol=str(protocol.absolute()) if protocol.suffix in (".yaml", ".yml") else request.protocol,
         data=None if request.data is None else request.data.absolute(),
+        config=None if request.config is None else request.config.absolute(),
         cache=request.cache.absolute(),
     )
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(absolute).items()}

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -26,8 +26,8 @@ from dgbench.store.folder import RunFolder, read_status, write_status
 from dgbench.yaml_text import read_yaml
 
 CONFIG = Path("slurm.yaml")
-SCRIPT, SUBMITTED, OUTPUT = "slurm.sh", "slurm.json", "slurm.log"
-"""In the folder of a job: its script, the number Slurm gave it, what the script printed."""
+FOLDER = "slurm"
+"""In a run folder, for each job: its script (``.sh``), the number that Slurm gave it (``.json``), what the script printed (``.log``)."""
 
 
 class SlurmConfig(Frozen):
@@ -68,14 +68,14 @@ def script_of(job: Job, config: SlurmConfig, *, mirrored: bool) -> str:
     command = " ".join(part for part in (config.prefix, program, shlex.join(words)) if part)
     settings = [
         f"--job-name={job.part.spec.method.name}-{request.heldout}-{request.seed}-{job.title}",
-        f"--output={runs / job.id / OUTPUT}",
+        f"--output={_file(job.part.folder, job.title, 'log').absolute()}",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{config.stop_before}",
         f"--time={config.time}",
         f"--mem={config.memory}",
         "--ntasks=1",
-        f"--cpus-per-task={environment.threads * devices if environment.device == 'cpu' else environment.threads}",
+        f"--cpus-per-task={environment.threads}",
     ]
     if environment.device == "cuda":
         settings.append(f"--gres={config.gres}:{devices}")
@@ -111,29 +111,30 @@ def submit(graph: Graph, config: SlurmConfig, *, mirrored: bool) -> Iterator[str
     for job in graph.jobs.values():
         if job.id in done or is_cancelled(job.part):
             continue
-        number = submitted_as(job.folder)
+        number = submitted_as(job.part.folder, job.title)
         if number is not None and number in queued:
             numbers[job.id] = number
             yield f"{number}  {job.id}  {queued[number].lower()} already"
             continue
         script = script_of(job, config, mirrored=mirrored)
         prepare_folder(job)
-        make_folder(job.folder)
-        with replacing(job.folder / SCRIPT) as temporary:
+        path = _file(job.part.folder, job.title, "sh")
+        make_folder(path.parent)
+        with replacing(path) as temporary:
             temporary.write_text(script, encoding="utf-8")
         needs = [numbers[need] for need in job.needs if need in numbers]
         after = [f"--dependency=afterok:{':'.join(needs)}", "--kill-on-invalid-dep=yes"] if needs else []
-        answer = _call(["sbatch", "--parsable", *after, str(job.folder / SCRIPT)], f"{job.id}: sbatch")
+        answer = _call(["sbatch", "--parsable", *after, str(path)], f"{job.id}: sbatch")
         numbers[job.id] = number = answer.strip().partition(";")[0]
-        write_json(job.folder / SUBMITTED, {"number": number, "needs": needs})
+        write_json(path.with_suffix(".json"), {"number": number, "needs": needs})
         if read_status(job.part.folder).state != "running":
             write_status(job.part.folder, "queued", f"Slurm job {number} and others")
         yield "  ".join([number, job.id, *(["after", *needs] if needs else [])])
 
 
-def submitted_as(folder: Path) -> str | None:
-    """The number that Slurm gave the job of ``folder``; None if it was never submitted."""
-    path = folder / SUBMITTED
+def submitted_as(folder: Path, title: str) -> str | None:
+    """The number that Slurm gave the job ``title`` of the run in ``folder``; None if it was never submitted."""
+    path = _file(folder, title, "json")
     number = read_json(path).get("number") if path.is_file() else None
     return number if isinstance(number, str) and re.fullmatch(r"\d+", number) else None
 
@@ -146,16 +147,20 @@ def queue() -> dict[str, str]:
     }
 
 
-def is_there() -> bool:
-    """Whether this machine can talk to Slurm."""
-    return shutil.which("squeue") is not None
+def waiting_in_queue(runs: Sequence[RunFolder]) -> dict[str, str]:
+    """The state in the queue of each of ``runs`` that has jobs there (of the first one), by its name; empty where there is no Slurm."""
+    numbers = {run.relative: _numbers(run) for run in runs}
+    if not any(numbers.values()) or shutil.which("squeue") is None:
+        return {}
+    queued = queue()
+    there = {name: [queued[number] for number in mine if number in queued] for name, mine in numbers.items()}
+    return {name: states[0].lower() for name, states in there.items() if states}
 
 
 def cancel_submitted(run: RunFolder) -> list[str]:
     """Take the jobs of ``run`` that are in the queue from it; their numbers. Jobs that run save their state first."""
-    folders = [*(run.stage_folder(stage) for stage in run.own_stages), run.evaluation]
-    numbers = [number for folder in folders if (number := submitted_as(folder)) is not None]
-    if not numbers or not is_there():
+    numbers = _numbers(run)
+    if not numbers or shutil.which("squeue") is None:
         return []
     queued = queue()
     wanted = [number for number in numbers if number in queued]
@@ -163,6 +168,15 @@ def cancel_submitted(run: RunFolder) -> list[str]:
         _call(["scancel", "--signal=TERM", "--batch", "--state=RUNNING", *wanted], "scancel")
         _call(["scancel", "--state=PENDING", *wanted], "scancel")
     return wanted
+
+
+def _numbers(run: RunFolder) -> list[str]:
+    titles = [*run.own_stages, run.evaluation.name]
+    return [number for title in titles if (number := submitted_as(run.path, title)) is not None]
+
+
+def _file(folder: Path, title: str, suffix: str) -> Path:
+    return folder / FOLDER / f"{title}.{suffix}"
 
 
 def _program() -> str:

@@ -30,6 +30,7 @@ from dgbench.leaderboard.records import (
     refuse_partial,
     retarget,
     row_labels,
+    tuning_command,
 )
 from dgbench.leaderboard.results import (
     METRICS,
@@ -45,6 +46,7 @@ from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed,
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
+from dgbench.store.tiers import lowest_tier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +116,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     rows: dict[RowKey, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
+    rows = dict(sorted(rows.items(), key=lambda item: item[0].devices))  # the baseline is the first of its name
     centers = _centers(records, protocol)
     plain = [record for record in records if not (record.spec.protocol.modified or record.spec.method.imported)]
     seeds = _seeds(plain or records)
@@ -191,7 +194,7 @@ def _row(
         label=label,
         method=key.method,
         version=key.version,
-        config=members[0].spec.method.config,
+        config=notes_on.common_config(members),
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
         imported=key.imported,
@@ -201,6 +204,7 @@ def _row(
         worst=worst,
         rank=None,
         cost=None,
+        record=lowest_tier(record.tier for record in members if record.rows is not None),
         stamps=notes_on.stamps(members),
         notes=(
             *notes_on.stamps(members),
@@ -245,8 +249,17 @@ def _hole(label: str, cell: list[Record], members: list[Record], center: str, he
     """The latest attempt at the cell says why it is empty; without any it was not run."""
     latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
     reason = latest.reason if latest and latest.reason else "not run"
-    command = latest.spec.command if latest else retarget(members[0].spec.command, heldout, seed)
+    command = latest.spec.command if latest else _command_for(members, heldout, seed)
     return Missing(label=label, center=center, heldout=heldout, seed=seed, reason=reason, command=command)
+
+
+def _command_for(members: list[Record], heldout: str, seed: int) -> str:
+    """The command for a cell that was never run; a center that nothing was tuned for is tuned for first."""
+    here = [record.spec for record in members if record.spec.heldout == heldout]
+    spec = here[0] if here else members[0].spec
+    if spec.tuned is not None and not here:
+        return tuning_command(spec.command, heldout, spec.tuned.trials)
+    return retarget(spec.command, heldout, seed)
 
 
 def _center(finished: Mapping[int, Result], expected: int) -> CenterResult:

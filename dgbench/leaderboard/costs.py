@@ -1,7 +1,7 @@
 """What runs cost: parameters and operations of the networks of the method under test, seconds per case and of training.
 
 Times are those of the runs themselves, on whatever else the machine did: they tell methods of one table apart roughly. Two times are
-compared only where processor, device, precision, threads and torch are the same.
+compared only where processor, device, number of devices, precision, threads and torch are the same.
 """
 
 import math
@@ -84,6 +84,7 @@ def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
                 ran.precision,
                 f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
                 f"torch {ran.torch}",
+                *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
             ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.records import View
+from dgbench.store.manifest import Tier
 
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
 """DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
@@ -59,7 +61,8 @@ class CenterResult:
 class Row:
     """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
     known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it.
-    ``stamps``, the first of the ``notes``, must be said beside every number of the row."""
+    ``stamps``, the first of the ``notes``, must be said beside every number of the row. ``record`` is the lowest tier of its counted runs
+    where all of them are submitted records."""
 
     label: str
     method: str
@@ -74,6 +77,7 @@ class Row:
     worst: str | None
     rank: int | None
     cost: RowCost | None
+    record: Tier | None
     stamps: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -128,3 +132,10 @@ class Compiled:
     policy: policies.Policy
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
+
+
+def seed_means(row: Row) -> dict[int, float]:
+    """The mean DSC over centers of each seed, in points; none while a run is missing."""
+    if not row.complete:
+        return {}
+    return {seed: 100 * fmean(center.runs[seed].means["dsc"] for center in row.centers.values()) for seed in row.seeds}

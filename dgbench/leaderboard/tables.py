@@ -28,6 +28,11 @@ EVIDENCE = {
     Evidence.CLAIM: "claim — five seeds or more",
 }
 """What so many seeds permit one to say."""
+RECORDS = (
+    "experimental until second records of the same keys from another environment agree with it: reproduced where every mean DSC does, "
+    "verified where every case does; the lowest of a row's runs"
+)
+"""What the tiers of submitted records mean."""
 
 
 def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -> list[Sheet]:
@@ -57,11 +62,11 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
 
 
 def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
-    metrics = METRICS[1:]
+    metrics, records = METRICS[1:], any(row.record for row in table.rows)
     columns = (
         *("rank", "method", *(f"DSC {center}" for center in table.centers), "mean DSC", "worst center"),
         *(HEADERS[metric] for metric in metrics),
-        *("seeds", NOTES),
+        *("seeds", *(("record",) if records else ()), NOTES),
     )
     rows = [
         (
@@ -72,6 +77,7 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
             f"{points(row.centers[row.worst].scores['dsc'].mean)} {row.worst}" if row.worst else BLANK,
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
             ", ".join(map(str, row.seeds)),
+            *((row.record or BLANK,) if records else ()),
             "; ".join(("incomplete, not ranked", *row.notes) if not row.complete else row.notes),
         )
         for row in table.rows
@@ -82,8 +88,11 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
         heading=_heading(compiled, table, position),
         columns=columns if rows else (),
         rows=tuple(rows),
-        footer=("undefined: no case of a center defines the metric under this policy",) if undefined else (),
-        numeric=frozenset(columns) - {"method", NOTES},
+        footer=(
+            *(("undefined: no case of a center defines the metric under this policy",) if undefined else ()),
+            *((f"record: {RECORDS}",) if records else ()),
+        ),
+        numeric=frozenset(columns) - {"method", "record", NOTES},
     )
 
 

@@ -33,6 +33,8 @@ IMPORTED = "imported"
 """The checkpoint of the rows of an imported prediction set, which has none."""
 CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
+MAX_ROWS = 1_000_000
+"""More rows than any evaluation makes: 1,000 cases in 6 settings with 2 checkpoints at 9 thresholds are 108,000."""
 
 _RUN_NAME = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 _log = logging.getLogger(__name__)
@@ -108,9 +110,23 @@ class Environment(Frozen):
     torch: str
     devices: int = 1
 
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What must be said beside every number of a run that was made so; nothing on one device."""
+        return (f"{self.devices} devices: steps of {self.devices}× the cases",) if self.devices > 1 else ()
+
+
+class TunedRef(Frozen):
+    """The study that chose the configuration of a run on source validation: how many trials it had, its key, and what of the method was set
+    by hand and not searched (``key=value``)."""
+
+    trials: Annotated[int, Field(ge=1)]
+    study: Key
+    settings: tuple[str, ...] = ()
+
 
 class RunSpec(Frozen):
-    """``spec.json`` of a run."""
+    """``spec.json`` of a run. ``tuned`` enters no key: the values that a study chose do."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     dgbench: Annotated[str, Field(pattern=r"^\d+\.\d+(\.[0-9A-Za-z.+]+)?$")]
@@ -125,6 +141,7 @@ class RunSpec(Frozen):
     data: DataRef
     environment: Environment
     command: str
+    tuned: TunedRef | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -147,7 +164,8 @@ class RunSpec(Frozen):
 
     def dump(self) -> dict[str, Any]:
         """The JSON object of ``spec.json``."""
-        return self.model_dump(mode="json", by_alias=True)
+        values = self.model_dump(mode="json", by_alias=True)
+        return values if self.tuned is not None else {name: value for name, value in values.items() if name != "tuned"}
 
     def folder(self, root: Path) -> Path:
         """Where this run lives under ``root``."""
@@ -266,14 +284,19 @@ def read_cases(folder: Path) -> "pd.DataFrame":
     """The raw rows of the evaluation in ``folder``, one per (case, stage, setting, checkpoint, threshold).
 
     Raises:
-        DgbenchError: nothing has been evaluated there, or the table is damaged or lacks one of :data:`CASE_COLUMNS`.
+        DgbenchError: nothing has been evaluated there, or the table is damaged or lacks one of :data:`CASE_COLUMNS`,
+            or claims more than :data:`MAX_ROWS` rows.
     """
     import pandas as pd
+    from pyarrow import parquet
 
     path = folder / "cases.parquet"
     if not path.exists():
         raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
     try:
+        rows = parquet.read_metadata(path).num_rows
+        if rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
+            raise DgbenchError(f"{path}: {rows} rows, an evaluation has at most {MAX_ROWS} — foreign, remove it")
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
         raise DgbenchError(

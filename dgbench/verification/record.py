@@ -12,13 +12,16 @@ from dgbench.evaluation.imported import imported_key
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.info import MethodInfo
 from dgbench.launch.plan import judged_how, phantom_recipe, run_key
+from dgbench.launch.settings import tuned_protocol
 from dgbench.protocol import Protocol, ResolvedProtocol
 from dgbench.registry import discover
-from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, read_status
+from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, TunedRef, read_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.record import KEPT, KEPT_OF_EVALUATION, KEPT_OF_STAGE
+from dgbench.store.study import BEST, STUDY, TUNING, read_configuration
 from dgbench.training.job import protocol_reference
 from dgbench.training.selection import center_mean, validation_steps
+from dgbench.yaml_text import parse_value
 
 IMPORT_LACKS = ("env.json", "cost.json", "evaluation/times.parquet")
 """Files that the record of an imported prediction set does not have: nothing ran."""
@@ -65,7 +68,7 @@ def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
     else:
         keys = {name: str(identity["key"]) for name, identity in stages.items()}
         shared = {name: key for name, key in keys.items() if name not in record.own}
-        key = run_key(resolved, {name: keys[name] for name in record.own}, shared)
+        key = run_key(resolved, {name: keys[name] for name in record.own}, shared, record.spec.tuned)
         _equal(record.path / "spec.json", "key", record.spec.key, key, "what follows from the keys of its stages")
     _check_evaluation(record, resolved)
     return resolved
@@ -113,7 +116,7 @@ def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
             f"{path}: preset {spec.protocol.preset} {'was modified' if spec.protocol.modified else 'is unknown'} — records are of a "
             f"preset of the protocol as it is ({', '.join(protocol.presets)})"
         )
-    resolved = protocol.resolve(spec.protocol.preset)
+    resolved = _resolve(record, protocol)
     expected = protocol_reference(resolved)
     if not spec.protocol.converged:  # shown later: a record does not claim it
         expected = expected.model_copy(update={"converged": False})
@@ -146,6 +149,27 @@ def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
     return resolved
 
 
+def _resolve(record: Record, protocol: Protocol) -> ResolvedProtocol:
+    """The preset of the record, with what its study chose if it is tuned: the study is there, selects this, and is of this run."""
+    spec, folder = record.spec, record.path / TUNING
+    if spec.tuned is None:
+        return protocol.resolve(spec.protocol.preset)
+    chosen = read_configuration(folder / BEST, spec.method.name, spec.heldout)
+    if chosen.tuned is None or chosen.study is None:
+        raise DgbenchError(f"{folder / BEST}: names no study, though the run is tuned — submit the run again")
+    study, path = chosen.study, folder / STUDY
+    claim = TunedRef(trials=chosen.tuned.trials, study=study.key, settings=study.method_settings)
+    _same(record.path / "spec.json", "tuned", spec.tuned.model_dump(), claim.model_dump(), f"the study in {folder}")
+    for what in ("protocol", "heldout", "sources", "data"):
+        found, wanted = study.model_dump(mode="json")[what], spec.model_dump(mode="json")[what]
+        if what == "protocol":
+            found["converged"] = wanted["converged"]
+        _same(path, what, found, wanted, "the run")
+    config = {**study.method.config, **{key: parse_value(text) for key, text in chosen.config.items()}}
+    _same(record.path / "spec.json", "method.config", spec.method.config, config, f"the study in {folder}")
+    return tuned_protocol(protocol, spec.protocol.preset, chosen.preset, study)
+
+
 def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[str, Any]:
     """The training of one stage: its key from what it states, what it states from the protocol, its budget, its selection."""
     spec, folder = record.spec, record.stage(name)
@@ -163,7 +187,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
     try:
         method, split = identity["method"], identity["split"]
         factor = _draws_factor(record, name, resolved)
-        steps = resolved.steps(name, factor)
+        devices = spec.environment.devices
+        steps = resolved.steps(name, factor, devices)
         _equal(path, "stage", identity["stage"], name, "the name of its folder")
         _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
         _equal(path, "seed", identity["seed"], spec.seed, "the run")
@@ -185,7 +210,7 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         heldout = [case for case in (*split["train"], *split["validation"]) if case.startswith(f"{spec.heldout}/")]
         if heldout or spec.heldout in split["sources"]:
             raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
-        _check_result(folder, steps, steps * resolved.cases_per_step(name), split["validation"], resolved)
+        _check_result(folder, steps, steps * devices * resolved.cases_per_step(name), split["validation"], resolved)
     except (KeyError, TypeError, AttributeError) as error:
         raise DgbenchError(
             f"{folder}: a field is missing or of another kind ({error}) — submit the run again"

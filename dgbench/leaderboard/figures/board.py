@@ -130,7 +130,7 @@ class Board:
 
 
 def _stamps(cells: Sequence[Cell]) -> list[str]:
-    found = list(cells[0].run.spec.protocol.stamps)
+    found = [*cells[0].run.spec.protocol.stamps, *cells[0].run.spec.environment.stamps]
     if (factor := cells[0].run.spec.method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
     return found
