@@ -533,7 +533,7 @@ def test_a_tuned_run_is_submitted_with_its_study_and_verified(
         if read_json(path)["key"] == chosen.stages["tumor-fine"].key
     )
     assert (run / "tumor-fine" / "times.jsonl").read_bytes() == (trial / "times.jsonl").read_bytes(), "taken over"
-    assert call(["submit", str(runs), f"--out={records}", "--preset=tiny"]) == 0
+    assert call(["submit", str(runs), f"--to={records}", "--preset=tiny"]) == 0
     (record,) = records.glob("phantom/RENJI/mixstyle/seed*")
     assert {path.name for path in (record / "tuning").iterdir()} == set(KEPT_OF_STUDY)
     command = read_json(record / "spec.json")["command"]
