@@ -80,6 +80,16 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
     assert row_cost({}, {("MSD", 0): cost}) is None
 
 
+def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path) -> None:
+    folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps(spec | {"environment": spec["environment"] | {"devices": 2}}))
+    (run,) = iter_runs(tmp_path)
+    cost = read_run_cost(run)
+    assert cost is not None
+    assert cost.machine[-1] == "2 devices"
+
+
 def test_a_run_without_networks_has_no_cost_and_a_damaged_one_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, "imported", "MSD", cases=cell("MSD", 0.5))
     (run,) = iter_runs(tmp_path)

@@ -325,6 +325,18 @@ def test_of_two_finished_runs_the_latest_counts_and_the_row_says_so(
     assert "mixed devices: cpu fp32, cuda bf16" in erm.notes
 
 
+def test_runs_on_two_devices_are_a_row_of_their_own_and_never_the_baseline_beside_one_device(tmp_path: Path) -> None:
+    for center in CENTERS:
+        for method, value in (("erm", 0.5), ("saml", 0.6)):
+            add_run(tmp_path, method, center, cases=cell(center, value))
+        add_run(tmp_path, "erm", center, cases=cell(center, 0.7), environment={"devices": 2})
+    table = only_table(tmp_path)
+    assert sorted(row.label for row in table.rows) == ["erm", "erm (2 devices)", "saml"]
+    stamp = "2 devices: steps of 2× the cases"
+    assert [stamp in row_of(table, name).stamps for name in ("erm", "erm (2 devices)")] == [False, True]
+    assert row_of(table, "erm").centers["MSD"].scores["dsc"].mean == pytest.approx(0.5)
+
+
 def test_a_finished_run_beats_a_later_failure(two_seeds: Path) -> None:
     cuda = {"device": "cuda"}
     add_run(
