@@ -19,6 +19,8 @@ def adopt(job: Job, source: Path) -> bool:
         return False
     if read_status(source).state != "done" or stored_key(source) != training.key:
         return False
+    if next(source.glob("best-*.safetensors"), None) is None:  # of trials that were not selected only logs are kept
+        return False
     prepare_folder(job)
     with FolderLock(training.folder):
         if is_trained(training):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from dgbench.errors import DgbenchError, Interrupted
+from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.launch.progress import progress
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -91,8 +91,8 @@ class JobProcess:
     def run(self) -> None:
         """Start the process and wait for its end.
 
-        Raises what the job raised (DgbenchError, Interrupted); Interrupted also when it died of a signal from :meth:`send`; JobDied when
-        it died otherwise or ran out of memory; for any other failure a DgbenchError that names the file with the trace.
+        Raises what the job raised (DgbenchError, Diverged, Interrupted); Interrupted also when it died of a signal from :meth:`send`;
+        JobDied when it died otherwise or ran out of memory; for any other failure a DgbenchError that names the file with the trace.
         """
         self._process.start()
         self._sender.close()
@@ -109,6 +109,8 @@ class JobProcess:
             raise Interrupted(text)
         if kind == "memory":
             raise JobDied(f"{text} ({self._where()}) — lower preset.width or the crop, or run fewer jobs side by side")
+        if kind == "diverged":
+            raise Diverged(text)
         if kind == "error":
             raise DgbenchError(text)
 
@@ -222,6 +224,8 @@ def _outcome(
             function(job, _telling(sender, show))
     except Interrupted as stop:
         return "interrupted", str(stop)
+    except Diverged as error:
+        return "diverged", str(error)
     except DgbenchError as error:
         return "error", str(error)
     except KeyboardInterrupt:

@@ -43,7 +43,6 @@ from dgbench.leaderboard.results import (
     Score,
     Table,
 )
-from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 
@@ -126,9 +125,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     plain = [record for record in records if not (record.spec.protocol.modified or record.spec.method.imported)]
     seeds = _seeds(plain or records)
     labels = row_labels(rows)
-    baseline = next(
-        (_costs(members) for key, members in rows.items() if key.method == BASELINE and not key.modified), None
-    )
+    baseline = next((_costs(members) for key, members in rows.items() if key.is_baseline), None)
     ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
@@ -253,6 +250,7 @@ def _row(
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
         imported=key.imported,
+        is_baseline=key.is_baseline,
         seeds=tuple(seeds),
         centers=results_by_center,
         mean=mean,
@@ -287,7 +285,7 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableSt
         method=cases["folder"].map(lambda folder: folders[folder][0]),
         seed=cases["folder"].map(lambda folder: folders[folder][1]),
     )
-    baseline = next((label for label, row in complete.items() if row.method == BASELINE), None)
+    baseline = next((label for label, row in complete.items() if row.is_baseline), None)
     ranked = [label for label, row in complete.items() if not row.control]
     return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)
 
