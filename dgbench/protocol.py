@@ -327,8 +327,7 @@ class ResolvedProtocol(Frozen):
 
     def weight_decay(self, stage: str) -> float:
         """The weight decay of ``stage``: its own, or the preset's."""
-        own = self.preset.stages[stage].weight_decay
-        return self.preset.weight_decay if own is None else own
+        return self.preset.weight_decay if (own := self.preset.stages[stage].weight_decay) is None else own
 
     def margin(self, stage: str, *, oracle: bool) -> tuple[int, ...]:
         """ROI margin of ``stage`` in voxels: the `Mask` margin with ``oracle``, else the `Seg` one; zeros without a ROI rule."""
@@ -367,10 +366,9 @@ def _numeric(preset: Preset) -> dict[str, Any]:
     later = {
         "weight_decay": None,
         "augmentation": 1.0,
-    }  # came after records were made, and are not part of keys at their defaults
-    for budget in content["stages"].values():
-        for name in [name for name, default in later.items() if budget[name] == default]:
-            del budget[name]
+    }  # younger than the first records: no part of a key at their defaults
+    for name, budget in content["stages"].items():
+        content["stages"][name] = {key: value for key, value in budget.items() if later.get(key, ...) != value}
     return content
 
 

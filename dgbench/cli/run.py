@@ -57,7 +57,7 @@ def run(
 
 
 def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
-    from dgbench.launch.adopt import take_over_trial
+    from dgbench.launch.adopt import take_over_trials
     from dgbench.launch.execute import execute
     from dgbench.launch.phantom import ensure_data
     from dgbench.launch.plan import plan_run, resolve_request
@@ -70,7 +70,7 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     for warning in warnings_of(plan):
         _say(warning)
     if plan.own.spec.tuned is not None and not fresh:
-        take_over_trial(plan)
+        take_over_trials(plan)
     if not execute(plan, fresh=fresh, say=_say):
         _say("this run is done already; showing the stored result")
     return plan

@@ -39,11 +39,14 @@ def adopt(job: Job, source: Path) -> bool:
     return True
 
 
-def take_over_trial(plan: RunPlan) -> None:
-    """Take over the trainings of a tuned run from the trial that was selected, where the study lies beside the configuration and the seed is
-    the study's."""
+def take_over_trials(plan: RunPlan) -> None:
+    """Take over the trainings of a tuned run from the trial that was selected, where the study lies beside the configuration, or from
+    another run of the method."""
     if plan.request.config is None:
         return
-    trials = plan.request.config.parent / "trials"
+    name = plan.own.folder.parent.relative_to(plan.request.runs)
+    homes = [plan.request.config.parent / "trials" / name, plan.own.folder.parent]
     for training in plan.own.training:
-        adopt(Job(plan, plan.own, training), trials / training.folder.relative_to(plan.request.runs))
+        for source in (path for home in homes for path in sorted(home.glob(f"seed*/{training.stage}"))):
+            if adopt(Job(plan, plan.own, training), source):
+                break

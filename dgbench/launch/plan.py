@@ -167,11 +167,15 @@ def plan_run(request: RunRequest) -> RunPlan:
     return RunPlan(request, resolved, centers, split, identity, shared, own)
 
 
-def run_key(resolved: ResolvedProtocol, stages: Mapping[str, str], shared: Mapping[str, str]) -> str:
-    """The key of a run from the train keys of its own and its shared stages."""
+def run_key(
+    resolved: ResolvedProtocol, stages: Mapping[str, str], shared: Mapping[str, str], tuned: TunedRef | None = None
+) -> str:
+    """The key of a run from the train keys of its own and its shared stages. A tuned run is another one than a run with the same
+    configuration that nothing selected: it belongs to another row."""
     preset = resolved.preset
     judged = {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints}
-    return key_of({"evaluation": judged, "stages": stages, "shared": shared})
+    study = {} if tuned is None else {"tuned": tuned.model_dump(mode="json")}
+    return key_of({"evaluation": judged, "stages": stages, "shared": shared, **study})
 
 
 def judged_how(resolved: ResolvedProtocol) -> dict[str, Any]:
@@ -207,7 +211,7 @@ class _Builder:
     ) -> FolderPlan:
         jobs = [self.train_job(stage, info, config) for stage in stages]
         keys = {job.stage: job.key for job in jobs}
-        key = run_key(self.resolved, keys, {stage: link.key for stage, link in earlier.items()})
+        key = run_key(self.resolved, keys, {stage: link.key for stage, link in earlier.items()}, tuned)
         protocol = self.resolved.protocol
         folder = run_folder(self.request.runs, protocol.name, self.request.heldout, name, self.request.seed, key)
         own = {

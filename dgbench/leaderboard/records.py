@@ -346,8 +346,8 @@ class RowKey(NamedTuple):
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the method
-    is tuned, that row says ``tuned(trials)`` and the method as it is ``default``."""
+    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the
+    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``."""
     keys = list(rows)
     labels = {}
     for key in keys:

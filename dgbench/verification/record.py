@@ -68,7 +68,7 @@ def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
     else:
         keys = {name: str(identity["key"]) for name, identity in stages.items()}
         shared = {name: key for name, key in keys.items() if name not in record.own}
-        key = run_key(resolved, {name: keys[name] for name in record.own}, shared)
+        key = run_key(resolved, {name: keys[name] for name in record.own}, shared, record.spec.tuned)
         _equal(record.path / "spec.json", "key", record.spec.key, key, "what follows from the keys of its stages")
     _check_evaluation(record, resolved)
     return resolved
