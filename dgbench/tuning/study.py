@@ -199,7 +199,7 @@ def _tell(
 
 
 def _drop_weights(plan: StudyPlan, rows: Sequence[TrialRow]) -> None:
-    """Of all trials only the best one so far keeps its checkpoints, for a run with its configuration to take over; logs and results stay."""
+    """Of all trials only the best one so far keeps its checkpoints, for a tuned run to take over; logs and results stay."""
     best = select(rows, counted(rows))
     kept = {stage.key for stage in best.stages.values()}
     for weights in plan.trials.glob("*/*/*/seed*/*/*.safetensors"):
