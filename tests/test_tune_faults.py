@@ -11,6 +11,7 @@ import pytest
 from leaderboard_runs import CENTERS, add_run, cell, only_table, terminal
 from leaderboard_runs import compiled as compiled_of
 from pydantic import model_validator
+from test_tune import invent
 from training_fixtures import KillAtWrite, Mini, alone
 
 from dgbench.errors import DgbenchError, Diverged, Interrupted
@@ -31,15 +32,15 @@ N_TRIALS = 3
 
 
 class PickyConfig(MethodConfig):
-    mode: Literal["one", "two"] = "one"
+    mode: Literal["one", "two", "three"] = "one"
     level: float = 1.0
 
-    space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {"mode": ("one", "two")}
+    space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {"mode": ("one", "two", "three")}
 
     @model_validator(mode="after")
     def _together(self) -> Self:
-        if self.mode == "two":
-            raise ValueError("mode=two does not go with the level")
+        if self.mode != "one":
+            raise ValueError(f"mode={self.mode} does not go with the level")
         return self
 
 
@@ -166,7 +167,7 @@ def test_settings_that_cannot_be_trained_with_are_a_failed_trial_beside_those_th
         calls += 1
         if calls in (3, 4):  # a job that died is tried twice
             raise error
-        at_once(function, job)
+        invent(function, job, "", job.folder, lambda: False)
 
     monkeypatch.setattr(trial_module, "run_job", run)
     rows = read_trials(tune(request_of(sound, tmp_path), 2))
@@ -176,14 +177,16 @@ def test_settings_that_cannot_be_trained_with_are_a_failed_trial_beside_those_th
     assert [row.state for row in (rows[0], rows[-1])] == ["complete", "complete"]
 
 
-@pytest.mark.usefixtures("here")
-def test_settings_that_do_not_go_together_are_a_failed_trial(sound: Mini, tmp_path: Path) -> None:
-    rows = read_trials(tune(request_of(sound, tmp_path, "test_tune_faults:Picky"), 2))
-    unfit = [row for row in rows if row.params["mode"] == '"two"']
-    assert unfit, "the search tried the other mode"
+def test_settings_that_do_not_go_together_are_a_failed_trial(
+    sound: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_module, "run_job", invent)
+    rows = read_trials(tune(request_of(sound, tmp_path, "test_tune_faults:Picky"), 3))
+    unfit = [row for row in rows if row.params["mode"] != '"one"']
+    assert unfit, "the search tried another mode"
     assert {row.state for row in unfit} == {"failed"}
     assert all("does not go with" in str(row.reason) for row in unfit)
-    assert sum(row.counts for row in rows) == 2
+    assert sum(row.counts for row in rows) == 3
 
 
 def test_a_process_says_that_its_training_diverged(tmp_path: Path) -> None:
@@ -260,7 +263,7 @@ def test_too_many_failures_in_a_row_end_the_study(sound: Mini, tmp_path: Path, m
     def run(function: Any, job: Any, *_: Any) -> None:
         if "tune" in str(job.folder) and not default(job):
             raise Diverged("loss is nan")
-        at_once(function, job)
+        invent(function, job, "", job.folder, lambda: False)
 
     def default(job: Any) -> bool:
         return bool(job.resolved.preset.stages[job.stage].lr == 3e-3)

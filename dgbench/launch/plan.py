@@ -15,7 +15,7 @@ from dgbench.data.splits import Split, leave_one_center_out
 from dgbench.errors import DgbenchError, NotApplicable, suggest
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.machine import Machine, this_machine
-from dgbench.launch.settings import Settings, resolve_settings
+from dgbench.launch.settings import Settings, check_data, resolve_settings
 from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
 from dgbench.store.folder import SHARED_METHOD, RunSpec, TunedRef, read_status, run_folder
@@ -164,6 +164,8 @@ def plan_run(request: RunRequest) -> RunPlan:
         recipe = find_method(str(protocol.stages[shared_names[0]].recipe))
         shared = builder.folder_plan(SHARED_METHOD, recipe, recipe.configure(), shared_names, {})
     own = builder.folder_plan(info.name, info, config, own_names, dict(shared.spec.stages) if shared else {}, tuned)
+    if tuned is not None and request.config is not None:
+        check_data(request.config, own.spec.data)
     return RunPlan(request, resolved, centers, split, identity, shared, own)
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from dgbench.errors import DgbenchError
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.protocol import Protocol, ResolvedProtocol
-from dgbench.store.folder import TunedRef
+from dgbench.store.folder import DataRef, TunedRef
+from dgbench.store.keys import diff
 from dgbench.store.study import StudySpec, read_configuration, tunable
 from dgbench.training.job import protocol_reference
 
@@ -77,6 +78,12 @@ def tuned_protocol(protocol: Protocol, preset: str, chosen: Mapping[str, str], s
     if foreign := sorted(chosen.keys() - tunable(protocol)):
         raise DgbenchError(f"study {study.key[:8]}: preset.{foreign[0]} is nothing that tuning chooses — tune again")
     return resolved.model_copy(update={"modified": False})
+
+
+def check_data(file: Path, data: DataRef) -> None:
+    """Raise DgbenchError where the study behind a tuned configuration had other source data than ``data``."""
+    if changed := diff(StudySpec.read(file.parent).data.centers, data.centers):
+        raise DgbenchError(f"--config {file}: was tuned on other data ({changed[0]}) — tune again")
 
 
 def _check_study(file: Path, study: StudySpec, protocol: Protocol, preset: str, info: MethodInfo) -> None:

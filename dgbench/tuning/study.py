@@ -174,7 +174,8 @@ def _do_trial(plan: StudyPlan, study: "optuna.Study", say: Say) -> None:
         state, reason = TrialState.FAIL, str(error)
     if watch.pruned:
         state, reason = TrialState.PRUNED, None
-    _tell(study, trial, state, watch.outcomes(), reason)
+    # how far a trial came that was given up depends on when it was stopped
+    _tell(study, trial, state, {} if watch.pruned else watch.outcomes(), reason)
 
 
 def _unfit(info: MethodInfo, request: RunRequest) -> str | None:
