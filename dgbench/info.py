@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import check_name
-from dgbench.yaml_text import one_line, parse_value
+from dgbench.frozen import check_name, one_line
+from dgbench.yaml_text import parse_value
 
 Need = Literal["domain-batch", "donor", "pretrained", "external"]
 
@@ -43,8 +43,9 @@ class MethodInfo:
 
     ``target`` is ``package.module:Class``. ``version`` is raised when the method's numbers change: it enters the key. ``defaults`` replaces
     defaults of ``config`` (ablations are configurations of one class). ``min_sources`` and ``dims`` make an unsupported cell "n/a".
-    ``draws_factor`` multiplies the budget and is for labelled control rows only (``erm_long``). ``space`` is what tuning may search instead
-    of what ``config`` declares, for a variant that fixes some of it.
+    ``draws_factor`` multiplies the budget and is for labelled control rows only (``erm_long``). ``one_device`` says in one line why a step
+    cannot be split over devices, where it cannot. ``space`` is what tuning may search instead of what ``config`` declares, for a variant
+    that fixes some of it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class MethodInfo:
     min_sources: int = 1
     draws_factor: int = 1
     dims: frozenset[int] = frozenset({2, 3})
+    one_device: str | None = None
     space: Mapping[str, Range | tuple[Any, ...]] | None = None
 
     @property

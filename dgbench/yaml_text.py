@@ -1,11 +1,11 @@
 """YAML as it comes from people, in files and in ``--set`` texts: whatever is wrong with it is one line."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from dgbench.errors import DgbenchError, suggest
 
@@ -20,6 +20,16 @@ def read_yaml(path: Path, what: str) -> Any:
         raise DgbenchError(f"{what}: {path} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except (yaml.YAMLError, ValueError) as error:
         raise DgbenchError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` on top of ``base``: mappings in both are merged key by key, an empty one empties, and all else is replaced."""
+    both = {
+        key: merged(base[key], value)
+        for key, value in values.items()
+        if value and isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **values, **both}
 
 
 def parse_value(text: str) -> Any:
@@ -46,11 +56,3 @@ def assign(tree: dict[str, Any], path: str, text: str) -> None:
             f"--set preset.{path}: unknown key {leaf!r}{suggest(leaf, node if isinstance(node, dict) else ())}"
         )
     node[leaf] = parse_value(text)
-
-
-def one_line(error: ValidationError) -> str:
-    """A pydantic error as one line: each wrong place with its reason."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors()
-    )

@@ -18,6 +18,7 @@ from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.info import MethodConfig, MethodInfo, Range
 from dgbench.launch.execute import forget
 from dgbench.launch.plan import RunRequest, plan_run
+from dgbench.launch.ranks import run_ranks
 from dgbench.launch.worker import JobDied, JobProcess
 from dgbench.method import Method
 from dgbench.store.folder import read_status
@@ -202,6 +203,12 @@ def test_a_training_diverges_with_that_error(mini: Mini, tmp_path: Path) -> None
     job = mini.job(tmp_path, **{"stages.lesion.lr": 1e30})
     with pytest.raises(Diverged, match="lower the learning rate"):
         train(job, lambda *_: None)
+
+
+def test_devices_that_diverge_say_the_same(mini: Mini, tmp_path: Path) -> None:
+    job = mini.job(tmp_path, devices=2, **{"stages.lesion.lr": 1e30})
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        run_ranks(job, lambda *_: None)
 
 
 def test_only_the_selected_trial_keeps_its_weights(whole: Path) -> None:

@@ -18,6 +18,7 @@ from dgbench.atomic import write_json
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run
 from dgbench.launch.worker import PRELOADED
 from dgbench.store.checkpoint_file import load_checkpoint
+from dgbench.store.folder import RunFolder
 from dgbench.training import loop
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import PREPARING
@@ -78,8 +79,8 @@ class Mini:
         protocol.write_text(yaml.safe_dump(PROTOCOL, sort_keys=False), encoding="utf-8")
         return cls(folder / "data", protocol, folder / "cache")
 
-    def plan(self, runs: Path, method: str = "erm", seed: int = 0, **preset: Any) -> RunPlan:
-        """The run of ``method`` on one CPU thread; ``preset`` overrides keys of the preset (``workers=2``)."""
+    def plan(self, runs: Path, method: str = "erm", seed: int = 0, devices: int = 1, **preset: Any) -> RunPlan:
+        """The run of ``method`` on one CPU thread a device; ``preset`` overrides keys of the preset (``workers=2``)."""
         return plan_run(
             RunRequest(
                 method=method,
@@ -88,17 +89,18 @@ class Mini:
                 preset="mini",
                 data=self.data,
                 seed=seed,
+                devices=devices,
                 device="cpu",
-                threads=1,
+                threads=devices,
                 overrides=tuple(f"preset.{key}={value}" for key, value in preset.items()),
                 runs=runs,
                 cache=self.cache,
             )
         )
 
-    def job(self, runs: Path, method: str = "erm", seed: int = 0, **preset: Any) -> TrainJob:
+    def job(self, runs: Path, method: str = "erm", seed: int = 0, devices: int = 1, **preset: Any) -> TrainJob:
         """The training of the stage ``lesion``, which looks around the organ."""
-        return self.plan(runs, method, seed, **preset).own.training[-1]
+        return self.plan(runs, method, seed, devices, **preset).own.training[-1]
 
 
 def _write_center(folder: Path, name: str, cases: int) -> None:
@@ -128,6 +130,17 @@ def outcome(folder: Path) -> dict[str, Any]:
         checkpoint = load_checkpoint(folder / name)
         found[f"{name} tensors"] = checkpoint.file.read_bytes()
         found[f"{name} meta"] = checkpoint.meta
+    return found
+
+
+def results(run: RunFolder) -> dict[str, Any]:
+    """Everything of a run that must not depend on how often it was interrupted."""
+    found: dict[str, Any] = {
+        f"{stage} {name}": value for stage in run.own_stages for name, value in outcome(run.stage_folder(stage)).items()
+    }
+    found["cases"] = (run.evaluation / "cases.parquet").read_bytes()
+    found["evaluation"] = (run.evaluation / "spec.json").read_bytes()
+    found["cost"] = (run.path / "cost.json").read_bytes()
     return found
 
 

@@ -56,7 +56,7 @@ def show(name: Annotated[str, typer.Argument()], form: options.Format = options.
     ]
     text = card(info)
     if form is options.ListFormat.json:
-        fields = ("name", "target", "title", "paper", "year", "version", "min_sources", "draws_factor")
+        fields = ("name", "target", "title", "paper", "year", "version", "min_sources", "draws_factor", "one_device")
         content = {field: getattr(info, field) for field in fields}
         typer.echo(
             json.dumps(
@@ -73,6 +73,8 @@ def show(name: Annotated[str, typer.Argument()], form: options.Format = options.
         )
         return
     typer.echo(f"{info.name}: {info.title}\n{info.paper}, {info.year}\n")
+    if info.one_device is not None:
+        typer.echo(f"one device only: {info.one_device}\n")
     options.print_rows([*settings, *harness], form)
     typer.echo("")
     typer.echo(text or "(no card)")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgbench.cli import options
+from dgbench.cli.console import show
 
 if TYPE_CHECKING:
     from dgbench.launch.plan import RunPlan, RunRequest
@@ -13,12 +14,19 @@ if TYPE_CHECKING:
 
 def run(
     method: Annotated[str, typer.Option("--method", help="Method name, or package.module:Class.")],
-    heldout: Annotated[str, typer.Option("--heldout", help="The center that training never sees.")],
+    heldout: Annotated[
+        str,
+        typer.Option(
+            "--heldout",
+            help="The center that training never sees; in-domain a fold: RENJI-fold0.",
+        ),
+    ],
     protocol: options.ProtocolOrDefault = None,
     preset: options.Preset = "demo",
     data: options.Data = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the run.")] = 0,
     devices: options.Devices = 1,
+    rank_timeout: options.RankTimeout = None,
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
@@ -40,6 +48,7 @@ def run(
         data=data,
         seed=seed,
         devices=devices,
+        rank_timeout=rank_timeout,
         device=device,
         threads=threads,
         overrides=tuple(settings or ()),
@@ -119,7 +128,6 @@ def mirror(plan: "RunPlan") -> None:
 
 def _show_result(plan: "RunPlan") -> None:
     import pandas as pd
-    from rich.console import Console
 
     from dgbench.leaderboard.run_table import run_table
     from dgbench.leaderboard.sheets import to_rich
@@ -130,7 +138,7 @@ def _show_result(plan: "RunPlan") -> None:
         [RunFolder(plan.request.runs, part.folder, part.spec).cases() for part in plan.folders], ignore_index=True
     )
     table = run_table(cases, spec=plan.own.spec, protocol=plan.resolved.protocol)
-    Console(soft_wrap=False).print(to_rich([table]))
+    show(lambda width: to_rich([table], width))
     typer.echo(f"run folder  {folder}")
     overlay = folder / "figures" / "overlay.png"
     if overlay.is_file():

@@ -24,7 +24,8 @@ from dgbench.data.case import Case
 from dgbench.data.fingerprint import content_hash
 from dgbench.data.reading import Grid, read_case, read_label
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Percentile, Protocol, Window
+from dgbench.protocol import Protocol
+from dgbench.task import Percentile, Window
 
 VERSION = 1
 FULL_SCALE = 65535
@@ -85,7 +86,7 @@ class PreparedCase:
         guard.check(self.case)
         path = self.folder / name
         try:
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DgbenchError(_damaged(self.case, self.folder, f"{name}: {error}")) from None
         if not isinstance(array, np.memmap) or (array.dtype, array.shape) != (dtype, shape):

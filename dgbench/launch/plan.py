@@ -11,8 +11,8 @@ from dgbench import __version__
 from dgbench.data.case import Case, Center, load_centers
 from dgbench.data.fingerprint import center_fingerprint, set_fingerprint
 from dgbench.data.preparation import VERSION as PREPARATION
-from dgbench.data.splits import Split, leave_one_center_out
-from dgbench.errors import DgbenchError, NotApplicable, suggest
+from dgbench.data.splits import Split, check_heldout, heldout_parts, make_split
+from dgbench.errors import DgbenchError, NotApplicable
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.machine import Machine, this_machine
 from dgbench.launch.settings import Settings, check_data, resolve_settings
@@ -20,7 +20,7 @@ from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
 from dgbench.store.folder import SHARED_METHOD, RunSpec, TunedRef, read_status, run_folder
 from dgbench.store.keys import key_of
-from dgbench.training.job import RECIPE, TrainJob, protocol_reference
+from dgbench.training.job import RANK_TIMEOUT, RECIPE, TrainJob, protocol_reference
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class RunRequest:
     data: Path | None = None
     seed: int = 0
     devices: int = 1
+    rank_timeout: float | None = None
     device: str | None = None
     threads: int | None = None
     overrides: tuple[str, ...] = ()
@@ -125,16 +126,15 @@ def resolve_request(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, 
 
 def _resolve(request: RunRequest) -> tuple[MethodInfo, Settings]:
     protocol = load_protocol(request.protocol)
-    if request.heldout not in protocol.centers:
-        raise DgbenchError(
-            f"unknown held-out center {request.heldout!r} for protocol {protocol.name!r}{suggest(request.heldout, protocol.centers)}"
-        )
+    check_heldout(protocol, request.heldout)
     if request.seed < 0:
         raise DgbenchError(f"--seed {request.seed}: a seed is a whole number from 0 up")
     info = find_method(request.method)
     if protocol.task.ndim not in info.dims:
         works = " or ".join(f"{ndim}D" for ndim in sorted(info.dims))
         raise NotApplicable(f"method {info.name} works in {works}, protocol {protocol.name} is {protocol.task.ndim}D")
+    if request.devices > 1 and info.one_device is not None:
+        raise NotApplicable(f"method {info.name} runs on one device: {info.one_device}")
     settings = resolve_settings(protocol, request.preset, info, request.heldout, request.overrides, request.config)
     _machine(request, settings.resolved)
     return info, settings
@@ -151,7 +151,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     protocol = resolved.protocol
     folder, identity = data_folder(request, resolved)
     centers = load_centers(folder, protocol)
-    split = leave_one_center_out(protocol, centers, request.heldout)
+    split = make_split(protocol, centers, request.heldout)
     if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
         raise NotApplicable(
             f"method {info.name} needs at least {info.min_sources} source centers, with {request.heldout} held out there are {n_sources}"
@@ -248,15 +248,25 @@ class _Builder:
         return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
 
     def data_identity(self) -> dict[str, str]:
-        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""
+        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center, or each fold, that may be a
+        source."""
         protocol = self.resolved.protocol
         if self.identity is not None:
             return {"phantom": self.identity}
-        wanted = [name for name in (*protocol.centers, *protocol.support_centers) if name != self.request.heldout]
-        return {
-            name: center_fingerprint(self.centers[name], self.request.cache) if name in self.centers else "absent"
-            for name in wanted
-        }
+        heldout, cache, centers = self.request.heldout, self.request.cache, self.centers
+        if protocol.folds:
+            cases = {case.id: case for case in centers[protocol.center_of(heldout)].cases}
+            folds = heldout_parts(protocol, protocol.center_of(heldout), cases)
+            own = {
+                name: set_fingerprint((cases[case_id] for case_id in ids), cache)
+                for name, ids in folds.items()
+                if name != heldout
+            }
+            wanted = protocol.support_centers
+        else:
+            own, wanted = {}, tuple(name for name in (*protocol.centers, *protocol.support_centers) if name != heldout)
+        whole = {name: center_fingerprint(centers[name], cache) if name in centers else "absent" for name in wanted}
+        return {**own, **whole}
 
     def train_job(self, stage: str, info: MethodInfo, config: MethodConfig) -> TrainJob:
         resolved = self.resolved
@@ -266,7 +276,7 @@ class _Builder:
         identity = {
             "recipe": RECIPE,
             "stage": stage,
-            "steps": resolved.steps(stage, info.draws_factor),
+            "steps": resolved.steps(stage, info.draws_factor, self.machine.devices),
             "preparation": PREPARATION,
             "protocol": resolved.identity(stage),
             "method": {
@@ -297,6 +307,8 @@ class _Builder:
             precision=self.machine.precision,
             threads=self.machine.threads,
             runs=self.request.runs,
+            devices=self.machine.devices,
+            rank_timeout=self.request.rank_timeout or RANK_TIMEOUT,
         )
 
 
@@ -314,12 +326,13 @@ def describe_plan(request: RunRequest) -> list[str]:
     if identity is not None and not (folder / "phantom.json").is_file():
         return [*lines, "the phantom is not drawn yet: `dgbench run` draws it first"]
     plan = plan_run(request)
+    devices = f" on {request.devices} devices" if request.devices > 1 else ""
     for part in plan.folders:
         lines.append(f"folder    {part.folder}")
         for job in part.training:
             state = read_status(job.folder).state
             lines.append(
-                f"  train   {job.stage}: {job.steps} steps, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
+                f"  train   {job.stage}: {job.steps} steps{devices}, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
             )
         lines.append(f"  judge   {len(plan.evaluated(part))} cases, {read_status(part.folder / 'evaluation').state}")
     return lines

@@ -7,8 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dgbench.atomic import read_json, write_json
 from dgbench.errors import DgbenchError
+from dgbench.frozen import one_line
 from dgbench.launch.plan import RunRequest
-from dgbench.yaml_text import one_line
 
 REQUEST = "request.json"
 """In a run folder: the request that made it. It names folders of this machine, so records leave it out."""

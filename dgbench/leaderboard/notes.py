@@ -13,7 +13,7 @@ def stamps(members: Sequence[Record]) -> tuple[str, ...]:
     """What must be said beside every number of a row made of ``members``."""
     if members[0].spec.method.imported:
         return ("imported, not trained under this protocol",)
-    found = list(members[0].spec.protocol.stamps)
+    found = [*members[0].spec.protocol.stamps, *members[0].spec.environment.stamps]
     if (factor := members[0].spec.method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
     if (tuned := members[0].spec.tuned) is not None and not members[0].spec.protocol.modified:

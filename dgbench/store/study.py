@@ -15,10 +15,11 @@ from pydantic import Field, JsonValue, ValidationError
 
 from dgbench.atomic import read_json, read_jsonl, write_bytes, write_json, write_text
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Frozen, Protocol
+from dgbench.frozen import Frozen, one_line
+from dgbench.protocol import Protocol
 from dgbench.store.folder import DataRef, Environment, Key, MethodRef, ProtocolRef
 from dgbench.store.keys import key_of
-from dgbench.yaml_text import one_line, parse_value, read_yaml
+from dgbench.yaml_text import parse_value, read_yaml
 
 STUDY, TRIALS, BEST = "study.json", "trials.jsonl", "best.yaml"
 KEPT_OF_STUDY = (STUDY, TRIALS, BEST)

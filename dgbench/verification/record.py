@@ -82,9 +82,10 @@ def _check_imported_key(record: Record) -> None:
     _equal(record.path / "spec.json", "key", spec.key, key, "what follows from its evaluation")
 
 
-def validation_cases(record: Record, stage: str) -> tuple[str, ...]:
-    """The source-validation cases of a stage, as its training states them."""
-    return tuple(read_json(record.stage(stage) / "spec.json")["split"]["validation"])
+def source_cases(record: Record, stage: str, *parts: str) -> tuple[str, ...]:
+    """The cases of a stage, as its training states them; ``parts`` are train or validation."""
+    split = read_json(record.stage(stage) / "spec.json")["split"]
+    return tuple(case for part in parts for case in split[part])
 
 
 def _check_complete(record: Record) -> None:
@@ -120,15 +121,18 @@ def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
     if not spec.protocol.converged:  # shown later: a record does not claim it
         expected = expected.model_copy(update={"converged": False})
     _same(path, "protocol", spec.protocol.model_dump(), expected.model_dump(), f"protocol {protocol.name}")
-    if spec.heldout not in protocol.centers:
-        raise DgbenchError(f"{path}: heldout {spec.heldout!r} is no center of protocol {protocol.name}")
+    if spec.heldout not in protocol.heldouts:
+        what = "fold" if protocol.folds else "center"
+        raise DgbenchError(f"{path}: heldout {spec.heldout!r} is no {what} of protocol {protocol.name}")
     own = [name for name, stage in protocol.stages.items() if (stage.recipe is not None) == record.shared]
     stages = [*(() if record.shared else protocol.shared_stages), *own]
     if spec.method.imported:
         stages = []
     _same(path, "stages", list(spec.stages), stages, f"protocol {protocol.name}")
     _same(path, "own stages", list(record.own), [] if spec.method.imported else own, f"protocol {protocol.name}")
-    others = [] if spec.method.imported else [name for name in protocol.centers if name != spec.heldout]
+    own_center = protocol.center_of(spec.heldout)
+    others = [name for name in protocol.centers if (name == own_center) == bool(protocol.folds)]
+    others = [] if spec.method.imported else others
     sources = [name for name in spec.sources if name not in spec.support]
     _same(path, "sources", sorted(sources), sorted(others), f"protocol {protocol.name}")
     if not set(spec.support) <= set(protocol.support_centers) & set(spec.sources):
@@ -183,7 +187,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
     try:
         method, split = identity["method"], identity["split"]
         factor = _draws_factor(record, name, resolved)
-        steps = resolved.steps(name, factor)
+        devices = spec.environment.devices
+        steps = resolved.steps(name, factor, devices)
         _equal(path, "stage", identity["stage"], name, "the name of its folder")
         _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
         _equal(path, "seed", identity["seed"], spec.seed, "the run")
@@ -205,7 +210,7 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         heldout = [case for case in (*split["train"], *split["validation"]) if case.startswith(f"{spec.heldout}/")]
         if heldout or spec.heldout in split["sources"]:
             raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
-        _check_result(folder, steps, steps * resolved.cases_per_step(name), split["validation"], resolved)
+        _check_result(folder, steps, steps * devices * resolved.cases_per_step(name), split["validation"], resolved)
     except (KeyError, TypeError, AttributeError) as error:
         raise DgbenchError(
             f"{folder}: a field is missing or of another kind ({error}) — submit the run again"
