@@ -12,6 +12,10 @@ class HeldOutAccessError(DgbenchError):
     """A training process tried to open a case that is not on its allow-list (architecture.md §3, rule 1)."""
 
 
+class Diverged(DgbenchError):
+    """A training whose loss or weights are not finite: it follows from its settings, and would come again."""
+
+
 class NotApplicable(DgbenchError):
     """A method that cannot take part in a cell of a leaderboard (dimensions, number of source centers): "n/a", not a failure."""
 

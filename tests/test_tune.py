@@ -23,7 +23,7 @@ from training_fixtures import Mini
 from dgbench.atomic import append_jsonl, read_json, read_jsonl, write_json
 from dgbench.cli import call
 from dgbench.data.augmentation import strengthened
-from dgbench.errors import DgbenchError, Interrupted
+from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.launch.plan import RunRequest, plan_run
 from dgbench.leaderboard.records import RowKey, row_labels, tuning_command
 from dgbench.protocol import Augmentation, load_protocol
@@ -242,10 +242,11 @@ def test_failed_trials_are_published_and_do_not_count(
 ) -> None:
     def fragile(function: Any, job: TrainJob, *rest: Any) -> None:
         if job.stage == "lesion" and job.resolved.preset.stages["lesion"].lr != 3.0e-3:
-            raise DgbenchError("the loss is not finite")
+            raise Diverged("the loss is not finite")
         invent(function, job, *rest)
 
     monkeypatch.setattr("dgbench.tuning.trial.run_job", fragile)
+    monkeypatch.setattr(study_module, "FAILURES_IN_A_ROW", 3)
     request = request_of(sound, tmp_path / "runs")
     with pytest.raises(DgbenchError, match="trials 1 to 3 failed one after another; the last: the loss is not finite"):
         tune(request, 3)

@@ -46,5 +46,9 @@ def take_over_trials(plan: RunPlan) -> None:
     homes = [plan.request.config.parent / "trials" / name, plan.own.folder.parent]
     for training in plan.own.training:
         for source in (path for home in homes for path in sorted(home.glob(f"seed*/{training.stage}"))):
+            if (
+                next(source.glob("best-*.safetensors"), None) is None
+            ):  # a trial that is not the best one keeps its logs alone
+                continue
             if adopt(Job(plan, plan.own, training), source):
                 break

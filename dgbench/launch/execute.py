@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 
+from dgbench.errors import DgbenchError
 from dgbench.launch.jobs import Say, do, empty_folder, jobs_of
 from dgbench.launch.plan import RunPlan
 from dgbench.launch.worker import run_job
@@ -21,7 +22,12 @@ def execute(plan: RunPlan, *, fresh: bool, say: Say) -> bool:
 
 
 def forget(plan: RunPlan) -> None:
-    """Empty the method's own folder. Raises DgbenchError while another process works in it."""
+    """Empty the method's own folder. Raises DgbenchError while another process works in it, or where the run's configuration lies there."""
+    config = plan.request.config
+    if config is not None and plan.own.folder.absolute() in config.absolute().parents:
+        raise DgbenchError(
+            f"--fresh would remove --config {config} — name the one beside the study, or copy its folder elsewhere first"
+        )
     with ExitStack() as locks:
         for job in jobs_of(plan):
             if job.part is plan.own:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dgbench.errors import DgbenchError, Interrupted
+from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.launch.worker import STOP_SIGNALS, outcome_of
 from dgbench.training.job import TrainJob
 
@@ -71,8 +71,8 @@ class _Member:
 def run_ranks(job: TrainJob, report: Report) -> None:
     """Train ``job`` in ``job.devices`` processes and wait for them; the first failure of one ends all. Stop signals are passed on.
 
-    Raises what a rank raised (DgbenchError, Interrupted); a DgbenchError that names the rank which failed, died, or did not answer for
-    ``job.rank_timeout`` seconds. The last checkpoint stays, and the same job goes on from it.
+    Raises what a rank raised (DgbenchError, Diverged, Interrupted); a DgbenchError that names the rank which failed, died, or did not
+    answer for ``job.rank_timeout`` seconds. The last checkpoint stays, and the same job goes on from it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -108,7 +108,7 @@ def _watch(members: Sequence[_Member], job: TrainJob, report: Report) -> None:
         for member in running:
             member.receive(report)
         kinds = {member.kind for member in members}
-        if kinds & {"error", "memory", DIED}:
+        if kinds & {"diverged", "error", "memory", DIED}:
             return
         now = time.monotonic()
         if LOST in kinds:
@@ -129,6 +129,8 @@ def _judge(members: Sequence[_Member], *, stopped: bool, stage: str) -> None:
         raise DgbenchError(f"{lines[DIED]}; the same command goes on from the last checkpoint")
     if "memory" in lines:
         raise DgbenchError(f"{lines['memory']} — lower preset.width or the crop")
+    if "diverged" in lines:
+        raise Diverged(lines["diverged"])
     for kind in ("error", LOST):
         if kind in lines:
             raise DgbenchError(lines[kind])

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from dgbench.atomic import unwritable
-from dgbench.errors import DgbenchError, Interrupted
+from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.launch.progress import progress
 from dgbench.store.lock import FolderLock
 
@@ -99,8 +99,8 @@ class JobProcess:
     def run(self) -> None:
         """Start the process and wait for its end.
 
-        Raises what the job raised (DgbenchError, Interrupted); Interrupted also when it died of a signal from :meth:`send`; JobDied when
-        it died otherwise or ran out of memory; for any other failure a DgbenchError that names the file with the trace.
+        Raises what the job raised (DgbenchError, Diverged, Interrupted); Interrupted also when it died of a signal from :meth:`send`;
+        JobDied when it died otherwise or ran out of memory; for any other failure a DgbenchError that names the file with the trace.
         """
         self._process.start()
         self._sender.close()
@@ -117,6 +117,8 @@ class JobProcess:
             raise Interrupted(text)
         if kind == "memory":
             raise JobDied(f"{text} ({self._where()}) — lower preset.width or the crop, or run fewer jobs side by side")
+        if kind == "diverged":
+            raise Diverged(text)
         if kind == "error":
             raise DgbenchError(text)
 
@@ -239,12 +241,14 @@ def _outcome(
 
 
 def outcome_of(work: Callable[[], None], title: str, folder: Path) -> tuple[str, str]:
-    """Do ``work`` and tell how it ended: "done", "interrupted", "error" or "memory", and a line; a fault of our own leaves its trace in
-    ``folder``."""
+    """Do ``work`` and tell how it ended: "done", "interrupted", "diverged", "error" or "memory", and a line; a fault of our own
+    leaves its trace in ``folder``."""
     try:
         work()
     except Interrupted as stop:
         return "interrupted", str(stop)
+    except Diverged as error:
+        return "diverged", str(error)
     except DgbenchError as error:
         return "error", str(error)
     except KeyboardInterrupt:

@@ -43,7 +43,6 @@ from dgbench.leaderboard.results import (
     Table,
 )
 from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
-from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 from dgbench.store.tiers import lowest_tier
@@ -123,9 +122,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     labels = row_labels(rows)
     heldouts = {center: protocol.heldouts_of(center) for center in centers}
     results = Results(single, resolved)
-    baseline = next(
-        (_costs(members) for key, members in rows.items() if key.method == BASELINE and not key.modified), None
-    )
+    baseline = next((_costs(members) for key, members in rows.items() if key.is_baseline), None)
     ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
     missing: list[Missing] = []
     compiled: list[Row] = []
@@ -198,6 +195,7 @@ def _row(
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
         imported=key.imported,
+        is_baseline=key.is_baseline,
         seeds=tuple(seeds),
         centers=results_by_center,
         mean=mean,
@@ -234,7 +232,7 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableSt
         method=cases["folder"].map(lambda folder: folders[folder][0]),
         seed=cases["folder"].map(lambda folder: folders[folder][1]),
     )
-    baseline = next((label for label, row in complete.items() if row.method == BASELINE), None)
+    baseline = next((label for label, row in complete.items() if row.is_baseline), None)
     ranked = [label for label, row in complete.items() if not row.control]
     return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)
 

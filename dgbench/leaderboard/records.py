@@ -21,6 +21,7 @@ from dgbench.errors import DgbenchError
 from dgbench.frozen import one_line
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
+from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol
 from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
@@ -334,6 +335,11 @@ class RowKey(NamedTuple):
     imported: bool
     tuned: int | None = None
     devices: int = 1
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether other rows are compared with this one: the baseline as the protocol has it, neither modified nor tuned."""
+        return self.method == BASELINE and not self.modified and self.tuned is None
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":

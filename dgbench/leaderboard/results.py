@@ -60,9 +60,9 @@ class CenterResult:
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
-    known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it.
-    ``stamps``, the first of the ``notes``, must be said beside every number of the row. ``record`` is the lowest tier of its counted runs
-    where all of them are submitted records."""
+    known; with the ``is_baseline`` one the others are compared. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is
+    there; ``cost`` is None where no run tells of it. ``stamps``, the first of the ``notes``, must be said beside every number of the row.
+    ``record`` is the lowest tier of its counted runs where all of them are submitted records."""
 
     label: str
     method: str
@@ -71,6 +71,7 @@ class Row:
     modified: bool
     control: bool
     imported: bool
+    is_baseline: bool
     seeds: tuple[int, ...]
     centers: Mapping[str, CenterResult]
     mean: Mapping[str, Score]

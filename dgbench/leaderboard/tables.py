@@ -119,7 +119,7 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
         lines.append(
             (
                 row.label,
-                difference_text(one.overall) if one else "baseline" if row.method == BASELINE else BLANK,
+                difference_text(one.overall) if one else "baseline" if row.is_baseline else BLANK,
                 *(difference_text(centers[name]) if name in centers else BLANK for name in table.centers),
                 BLANK if one is None or one.p_holm is None else f"{one.p_holm:.3f}",
                 BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",

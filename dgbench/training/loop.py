@@ -24,7 +24,7 @@ from dgbench.data.guard import guarding, seal
 from dgbench.data.preparation import PreparedCase, prepare_cases, prepared_root
 from dgbench.data.sampling import CropDataset, check_sampling
 from dgbench.data.splits import center_of
-from dgbench.errors import DgbenchError, Interrupted
+from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.method import Batch, Method, ValidationRow
 from dgbench.seeds import derive_seed
 from dgbench.store.checkpoint_file import (
@@ -297,10 +297,10 @@ def _check_weights(training: StageTraining) -> None:
         raise _diverged(training, f"a weight is not finite after step {training.state.step}")
 
 
-def _diverged(training: StageTraining, what: str) -> DgbenchError:
+def _diverged(training: StageTraining, what: str) -> Diverged:
     kept = "the last good state is kept" if has_checkpoint(training.job.folder / "last") else "no state was saved yet"
     stage = training.job.stage
-    return DgbenchError(f"{stage}: {what} — lower the learning rate (--set preset.stages.{stage}.lr=…); {kept}")
+    return Diverged(f"{stage}: {what} — lower the learning rate (--set preset.stages.{stage}.lr=…); {kept}")
 
 
 def _number(value: Any) -> Any:

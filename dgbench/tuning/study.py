@@ -6,21 +6,33 @@ a function of the journal and of (seed, trial, key), so that a study that was ki
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgbench import __version__
-from dgbench.errors import DgbenchError, Interrupted
+from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.info import MethodConfig, MethodInfo
-from dgbench.launch.jobs import Say
+from dgbench.launch.jobs import Say, stored_key
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run, resolve_request
 from dgbench.launch.settings import split_overrides
+from dgbench.launch.worker import JobDied
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.folder import write_status
-from dgbench.store.lock import FolderLock, LockHeld
-from dgbench.store.study import StudySpec, TrialRow, counted, select, study_key, write_selection, write_trials
+from dgbench.store.lock import FolderLock
+from dgbench.store.study import (
+    StageOutcome,
+    StudySpec,
+    TrialRow,
+    counted,
+    objective,
+    select,
+    study_key,
+    write_selection,
+    write_trials,
+)
 from dgbench.tuning.journal import next_trial, open_study, rows_of
 from dgbench.tuning.space import Param, Space, default_params, plain, settings_of, space_of
 from dgbench.tuning.trial import Watch, train_trial
@@ -33,7 +45,7 @@ OBJECTIVE = (
 )
 SEARCH: dict[str, Any] = {"version": 1, "sampler": "tpe", "sampler_startup": 8, "pruner": "median", "pruner_startup": 5}
 """How trials are proposed (drawn at random until ``sampler_startup`` are finished) and pruned (none before ``pruner_startup`` are)."""
-FAILURES_IN_A_ROW = 3
+FAILURES_IN_A_ROW = 10
 """So many failed trials one after another are no bad luck: the study stops."""
 
 
@@ -122,7 +134,9 @@ def run_study(plan: StudyPlan, trials: int, say: Say) -> TrialRow:
             while counted(rows := _publish(plan, study)) < trials:
                 _refuse_failures(rows)
                 _do_trial(plan, study, say)
-                say(_line(_publish(plan, study), trials))
+                rows = _publish(plan, study)
+                _drop_weights(plan, rows)
+                say(_line(rows, trials))
             chosen = write_selection(plan.folder, plan.spec, trials)
         except (Interrupted, KeyboardInterrupt) as stop:
             write_status(plan.folder, "interrupted", str(stop) or "Ctrl-C")
@@ -145,25 +159,53 @@ def _do_trial(plan: StudyPlan, study: "optuna.Study", say: Say) -> None:
     from optuna.trial import TrialState
 
     trial, params = next_trial(study, plan.space, plan.default, plan.spec)
-    run = plan_run(plan.trial_request(params))
+    request = plan.trial_request(params)
+    if (reason := _unfit(plan.info, request)) is not None:
+        _tell(study, trial, TrialState.FAIL, {}, reason)
+        return
+    run = plan_run(request)
     watch = Watch(trial, run)
-    state, reason = TrialState.COMPLETE, None
+    state = TrialState.COMPLETE
     try:
         train_trial(run, plan.request.runs, watch, say)
-    except LockHeld:
-        raise
-    except DgbenchError as error:
+    except (Diverged, JobDied) as error:  # what fails for another reason ends the study, which then goes on from there
         if trial.number == 0:  # the method as it is: a search around it would be of no use
             raise
         state, reason = TrialState.FAIL, str(error)
     if watch.pruned:
         state, reason = TrialState.PRUNED, None
-    outcomes = (
-        {} if watch.pruned else watch.outcomes()
-    )  # how far a trial came that was given up depends on when it was stopped
-    trial.set_user_attr("stages", {name: stage.model_dump() for name, stage in outcomes.items()})
+    # how far a trial came that was given up depends on when it was stopped
+    _tell(study, trial, state, {} if watch.pruned else watch.outcomes(), reason)
+
+
+def _unfit(info: MethodInfo, request: RunRequest) -> str | None:
+    """Why the settings of a trial are no configuration of the method (two of them may not go together); None where they are one."""
+    try:
+        info.configure(split_overrides(request.overrides)[1])
+    except DgbenchError as error:
+        return str(error)
+    return None
+
+
+def _tell(
+    study: "optuna.Study",
+    trial: "optuna.Trial",
+    state: "optuna.trial.TrialState",
+    stages: Mapping[str, StageOutcome],
+    reason: str | None,
+) -> None:
+    trial.set_user_attr("stages", {name: stage.model_dump() for name, stage in stages.items()})
     trial.set_user_attr("reason", reason)
-    study.tell(trial, watch.value if state is TrialState.COMPLETE else None, state=state)
+    study.tell(trial, objective(stages) if state.name == "COMPLETE" else None, state=state)
+
+
+def _drop_weights(plan: StudyPlan, rows: Sequence[TrialRow]) -> None:
+    """Of all trials only the best one so far keeps its checkpoints, for a tuned run to take over; logs and results stay."""
+    best = select(rows, counted(rows))
+    kept = {stage.key for stage in best.stages.values()}
+    for weights in plan.trials.glob("*/*/*/seed*/*/*.safetensors"):
+        if stored_key(weights.parent) not in kept:
+            weights.unlink()
 
 
 def _refuse_failures(rows: list[TrialRow]) -> None:

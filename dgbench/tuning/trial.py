@@ -18,7 +18,7 @@ from dgbench.launch.adopt import adopt
 from dgbench.launch.jobs import Job, Say, do, is_trained
 from dgbench.launch.plan import RunPlan
 from dgbench.launch.worker import run_job
-from dgbench.store.study import StageOutcome, objective
+from dgbench.store.study import StageOutcome
 from dgbench.training.job import TrainJob
 from dgbench.training.selection import center_mean, validation_steps
 
@@ -59,11 +59,6 @@ class Watch:
                 result = read_json(job.folder / "result.json")
                 found[job.stage] = StageOutcome(key=job.key, best_step=result["best_step"], best_dsc=result["best_dsc"])
         return found
-
-    @property
-    def value(self) -> float:
-        """The objective of a complete trial."""
-        return objective(self.outcomes())
 
 
 def n_validations(jobs: tuple[TrainJob, ...]) -> int:
@@ -115,7 +110,7 @@ def train_trial(run: RunPlan, runs: Path, watch: Watch, say: Say) -> None:
         try:
             do(job, watched, say)
         except Interrupted:
-            if not watch.look():
+            if not watch.pruned:  # it was not the pruner that asked: somebody did
                 raise
         if watch.look():
             return

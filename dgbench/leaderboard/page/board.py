@@ -194,7 +194,7 @@ def _ends(one: Comparison) -> tuple[float, ...]:
 
 def _difference(row: Row, one: Comparison | None, scale: Scale | None) -> tuple[Cell, ...]:
     if one is None or scale is None:
-        first = Cell(text="baseline", key=0.0) if row.complete and row.method == BASELINE else EMPTY
+        first = Cell(text="baseline", key=0.0) if row.complete and row.is_baseline else EMPTY
         return (first, EMPTY, EMPTY, EMPTY)
     mean, interval = 100 * one.overall.mean, one.overall.interval
     scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
