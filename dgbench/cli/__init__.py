@@ -29,6 +29,7 @@ def call(arguments: list[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, of whichever click this typer brings
     try:
         code = app(arguments, standalone_mode=False, prog_name="dgbench")
+        sys.stdout.flush()  # here a reader that has gone, or a full disk, can still be answered
         if code == INTERRUPTED:  # how typer answers Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -49,8 +50,11 @@ def call(arguments: list[str]) -> int:
     except DgbenchError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unheard()
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):  # rich's answer to a reader that has gone
+            raise
+        return _unheard()
     except Exception as error:
         if os.environ.get(TRACE) == "1":
             raise
@@ -73,6 +77,12 @@ def _keep_trace(arguments: list[str]) -> str:
     except OSError as problem:
         return f"its trace cannot be kept: {problem}; {TRACE}=1 shows it"
     return f"trace in {path}"
+
+
+def _unheard() -> int:
+    """The reader of the output has gone (``| head``), which is no mistake; nothing more is said to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(message: str) -> int:

@@ -138,7 +138,7 @@ def load_trained(training: TrainJob, checkpoint: str, device: torch.device) -> M
     it or are damaged."""
     method = method_of(training, device)
     loaded = load_checkpoint(training.folder / CHECKPOINT_FILES[checkpoint])
-    if loaded.meta["key"] != training.key:
+    if loaded.key != training.key:
         raise DgbenchError(
             f"{training.folder}: no {checkpoint} checkpoint of this run — delete that folder and run again"
         )

@@ -274,9 +274,9 @@ def _resume(training: StageTraining, report: Report) -> None:
     if loaded.problem is not None:
         report(0, job.steps, f"going on from {loaded.file.name}: {loaded.problem}")
     tensors, meta = loaded.tensors, loaded.meta
-    if meta["key"] != job.key:
+    if (key := loaded.key) != job.key:
         raise DgbenchError(
-            f"{job.folder}: the checkpoint belongs to another run ({meta['key'][:8]}, not {job.key[:8]}) — use --fresh to start over"
+            f"{job.folder}: the checkpoint belongs to another run ({key[:8]}, not {job.key[:8]}) — use --fresh to start over"
         )
     content = unflatten_state(tensors, meta["state"])
     training.method.load_state_dict(content["method"])
