@@ -60,6 +60,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left below ``folder``; to be called by whoever is alone in it."""
+    for path in folder.rglob(f"{TEMPORARY_PREFIX}????????-*"):
+        with suppress(OSError):  # it harms nobody where it cannot be removed
+            path.unlink()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``, atomically; see :func:`replacing` for the errors."""
     with replacing(path) as temporary:
@@ -177,7 +184,10 @@ def _dump(path: Path, value: Any, indent: int | None = None) -> str:
 
 def _load(data: bytes) -> Any:
     """Strict JSON in UTF-8; ValueError otherwise (UnicodeDecodeError is one)."""
-    return json.loads(data.decode(), parse_constant=_refuse_constant)
+    try:
+        return json.loads(data.decode(), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,12 +1,14 @@
 """The command line: what it prints, and that every mistake is one line on stderr with exit code 2 and nothing half-written."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
@@ -133,6 +135,7 @@ def test_a_finished_run_that_was_damaged_is_judged_again(
         table.unlink,
         lambda: table.write_bytes(b""),
         lambda: table.write_bytes(stored[table][:-40]),
+        lambda: pd.concat([pd.read_parquet(table)] * 2).to_parquet(table),
         lambda: spec.write_text("{}"),
     ]
     for damage in damages:
@@ -143,7 +146,9 @@ def test_a_finished_run_that_was_damaged_is_judged_again(
         assert out == shown
         assert {path: path.read_bytes() for path in stored} == stored
     (run / "lesion" / "spec.json").write_text("{}")
-    assert f"{run / 'lesion'}: holds training without a key, not " in mistake(capsys, arguments)
+    text = mistake(capsys, arguments)
+    assert text.startswith(f"{run / 'lesion'}: holds another training (")
+    assert re.search(r"key: absent → \"[0-9a-f]{64}\"", text)
 
 
 def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from training_fixtures import differences, outcome
+from training_fixtures import differences, results
 
 from dgbench.store.folder import RunFolder, iter_runs, read_status
 from dgbench.store.slices import CaseSlice, slice_file
@@ -73,17 +72,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     done = Tiny(blank.root, blank.cache, blank.call(*blank.arguments()))
     assert done.output.returncode == 0, done.output.stderr
     return done
-
-
-def results(run: RunFolder) -> dict[str, Any]:
-    """Everything of a run that must not depend on how often it was interrupted."""
-    found: dict[str, Any] = {
-        f"{stage} {name}": value for stage in run.own_stages for name, value in outcome(run.stage_folder(stage)).items()
-    }
-    found["cases"] = (run.evaluation / "cases.parquet").read_bytes()
-    found["evaluation"] = (run.evaluation / "spec.json").read_bytes()
-    found["cost"] = (run.path / "cost.json").read_bytes()
-    return found
 
 
 def times(folder: Path) -> dict[Path, int]:

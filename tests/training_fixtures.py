@@ -18,6 +18,7 @@ from dgbench.atomic import write_json
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run
 from dgbench.launch.worker import PRELOADED
 from dgbench.store.checkpoint_file import load_checkpoint
+from dgbench.store.folder import RunFolder
 from dgbench.training import loop
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import PREPARING
@@ -128,6 +129,17 @@ def outcome(folder: Path) -> dict[str, Any]:
         checkpoint = load_checkpoint(folder / name)
         found[f"{name} tensors"] = checkpoint.file.read_bytes()
         found[f"{name} meta"] = checkpoint.meta
+    return found
+
+
+def results(run: RunFolder) -> dict[str, Any]:
+    """Everything of a run that must not depend on how often it was interrupted."""
+    found: dict[str, Any] = {
+        f"{stage} {name}": value for stage in run.own_stages for name, value in outcome(run.stage_folder(stage)).items()
+    }
+    found["cases"] = (run.evaluation / "cases.parquet").read_bytes()
+    found["evaluation"] = (run.evaluation / "spec.json").read_bytes()
+    found["cost"] = (run.path / "cost.json").read_bytes()
     return found
 
 

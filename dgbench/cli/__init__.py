@@ -1,7 +1,9 @@
 """The command line: parse, call, render. Importing it imports no torch, monai, mlflow, optuna or pandas."""
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 from dgbench.errors import DgbenchError, Interrupted
@@ -17,7 +19,28 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    _open_streams()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     sys.exit(call(sys.argv[1:]))
+
+
+def _open_streams() -> None:
+    """Where the caller closed a standard stream (``>&-``), what is said goes nowhere, and no file takes its number: a library that prints
+    would write into it."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """A request to stop while no job is running (one that runs has handlers of its own, which let it save its state)."""
+    raise Interrupted(f"stopped by {signal.Signals(number).name}; the same command goes on from there")
 
 
 def call(arguments: list[str]) -> int:

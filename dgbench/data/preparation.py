@@ -85,7 +85,7 @@ class PreparedCase:
         guard.check(self.case)
         path = self.folder / name
         try:
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DgbenchError(_damaged(self.case, self.folder, f"{name}: {error}")) from None
         if not isinstance(array, np.memmap) or (array.dtype, array.shape) != (dtype, shape):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -111,11 +112,16 @@ def evaluate(job: EvaluationJob, report: Report) -> None:
     }
     parts = job.folder / PARTS
     for index, case in enumerate(job.cases):
-        part = parts / case.center / f"{case.name}.json"
+        part = part_file(parts, case)
         if not part.is_file():
             write_json(part, _evaluate_case(job, case, predictors))
         report(index + 1, len(job.cases), case.id)
     _compile(job, parts)
+
+
+def part_file(parts: Path, case: Case) -> Path:
+    """Where the rows of ``case`` are kept until all cases are done."""
+    return parts / case.center / f"{case.name}.json"
 
 
 def load_predictors(job: EvaluationJob, checkpoint: str, device: torch.device) -> dict[str, Predictor]:
@@ -311,22 +317,27 @@ def save_result(path: Path, result: StageResult) -> None:
 
 
 def load_result(path: Path) -> StageResult:
-    """What :func:`save_result` wrote. Raises DgbenchError when the file is missing."""
+    """What :func:`save_result` wrote. Raises DgbenchError when the file is missing, damaged or foreign."""
     if not path.is_file():
         raise DgbenchError(f"{path} is missing — delete {path.parents[2]} and run again")
-    with np.load(path, allow_pickle=False) as data:
-        lo = tuple(int(value) for value in data["lo"])
-        hi = tuple(low + length for low, length in zip(lo, data["levels"].shape, strict=True))
-        shape = tuple(int(value) for value in data["shape"])
-        return StageResult(
-            str(data["stage"]),
-            data["levels"],
-            Box(lo, hi),
-            shape,
-            str(data["roi"]),
-            int(data["rounds"]),
-            bool(data["windowed"]),
-        )
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            lo = tuple(int(value) for value in data["lo"])
+            hi = tuple(low + length for low, length in zip(lo, data["levels"].shape, strict=True))
+            shape = tuple(int(value) for value in data["shape"])
+            return StageResult(
+                str(data["stage"]),
+                data["levels"],
+                Box(lo, hi),
+                shape,
+                str(data["roi"]),
+                int(data["rounds"]),
+                bool(data["windowed"]),
+            )
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
+        raise DgbenchError(
+            f"{path}: not readable probabilities ({error}) — delete {path.parents[2]} and run again"
+        ) from error
 
 
 def load_shared(job: EvaluationJob, case: Case) -> dict[str, StageResult]:
@@ -343,7 +354,7 @@ def _compile(job: EvaluationJob, parts: Path) -> None:
     """All parts into one file per table, with a fixed order of rows."""
     import pandas as pd
 
-    content = [read_json(path) for path in sorted(parts.glob("*/*.json"))]
+    content = [read_json(path) for path in sorted(part_file(parts, case) for case in job.cases)]
     for name, keys in TABLES.items():
         frame = pd.DataFrame([row for part in content for row in part[name]])
         frame = frame.astype({column: float for column in UNDEFINABLE if column in frame})

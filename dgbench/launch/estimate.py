@@ -164,7 +164,7 @@ def _rate(job: Job) -> float | None:
 def _reached(job: Job) -> int:
     """Steps in the log of a training that is not done, cases that an evaluation has kept."""
     if job.training is None:
-        return min(job.units, len(list((job.folder / "parts").glob("*/*.json"))))
+        return min(job.units, len(list((job.folder / "parts").glob("*/[!.]*.json"))))
     log = job.folder / "steps.jsonl"
     spec = job.folder / "spec.json"
     if not (log.is_file() and spec.is_file() and read_json(spec).get("key") == job.training.key):

@@ -7,23 +7,23 @@ status is written last. So any number of processes, on any number of machines wi
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dgbench.atomic import make_folder, read_json, write_json
+from dgbench.atomic import make_folder, read_json, remove_leftovers, unwritable, write_json
 from dgbench.data.fingerprint import set_fingerprint
 from dgbench.errors import DgbenchError, Interrupted
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
 from dgbench.launch.request import write_request
-from dgbench.launch.worker import LOG_NAME, JobDied
+from dgbench.launch.worker import LOG_NAME, PROCESS_LOCK, JobDied
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs, read_status, write_status
-from dgbench.store.keys import key_of
-from dgbench.store.lock import FolderLock
+from dgbench.store.keys import diff, key_of
+from dgbench.store.lock import LOCK_NAME, FolderLock
 from dgbench.training.job import TrainJob
 
 Say = Callable[[str], None]
@@ -32,6 +32,8 @@ RunJob = Callable[[Callable[[Any, Any], None], Any, str, Path, Callable[[], bool
 EVALUATION = 4
 """Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
 its own, ``RECIPE``)."""
+ROW = ["case", "stage", "setting", "checkpoint", "threshold"]
+"""What names a row of an evaluation."""
 CANCELLED = "cancelled.json"
 """In a run folder: its jobs are not started, and those that run stop, until ``dgbench retry`` removes it."""
 
@@ -118,8 +120,11 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
     if is_cancelled(job.part):
         raise Interrupted(f"{job.part.folder}: was cancelled — `dgbench retry {job.part.folder}` starts it again")
     with FolderLock(job.folder, wait=wait, on_wait=say):
+        with FolderLock(job.folder, name=PROCESS_LOCK, wait=wait, on_wait=say):
+            pass  # the process of an owner that was killed has ended
         if is_done(job):  # another process was at it
             return False
+        remove_leftovers(job.folder)
         prepare_folder(job)
         with _told(job):
             try:
@@ -184,31 +189,35 @@ def stored_key(folder: Path) -> str | None:
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove everything in ``folder`` but its lock."""
+    """Remove everything in ``folder`` but its locks."""
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.name != ".lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.name not in (LOCK_NAME, PROCESS_LOCK):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _has_rows(plan: RunPlan, part: FolderPlan) -> bool:
-    """Whether the rows of a finished evaluation can be read; damaged or missing ones are made again."""
+    """Whether the rows of a finished evaluation can be read and none is there twice; damaged or missing ones are made again."""
     try:
-        return len(RunFolder(plan.request.runs, part.folder, part.spec).cases()) > 0
+        rows = RunFolder(plan.request.runs, part.folder, part.spec).cases()
     except DgbenchError:
         return False
+    return len(rows) > 0 and not rows.duplicated(ROW).any()
 
 
 @contextmanager
 def _told(job: Job) -> Iterator[None]:
-    """Leave the statuses of the job and of its run, and the log, saying how the block ended."""
+    """Leave the statuses of the job and of its run, and the log, saying how the block ended; where the disk takes no more, the caller
+    alone is told."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt) as stop:
-        _tell(job, "interrupted", str(stop) or "Ctrl-C")
+        with suppress(DgbenchError):
+            _tell(job, "interrupted", str(stop) or "Ctrl-C")
         raise
     except DgbenchError as error:
-        _tell(job, "failed", str(error))
+        with suppress(DgbenchError):
+            _tell(job, "failed", str(error))
         raise
 
 
@@ -219,10 +228,14 @@ def _tell(job: Job, state: Any, reason: str) -> None:
 
 
 def log_lines(folder: Path, lines: Iterable[str]) -> None:
-    """Append lines to the log of a job, each with the time (UTC)."""
+    """Append lines to the log of a job, each with the time (UTC). Raises DgbenchError where it cannot be written."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
-    with (make_folder(folder) / LOG_NAME).open("a", encoding="utf-8") as file:
-        file.writelines(f"{now}  {' '.join(line.split())}\n" for line in lines)
+    path = make_folder(folder) / LOG_NAME
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{now}  {' '.join(line.split())}\n" for line in lines)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _train(part: FolderPlan, training: TrainJob, run: RunJob, say: Say) -> None:
@@ -239,11 +252,13 @@ def _train(part: FolderPlan, training: TrainJob, run: RunJob, say: Say) -> None:
 
 
 def _refuse_another_key(training: TrainJob) -> None:
-    """A stage folder of another key (a hand-copied or older one) is never trained on; the key is part of its path, so this is a fault."""
-    if (training.folder / "spec.json").is_file() and (held := stored_key(training.folder)) != training.key:
+    """A stage folder of another training (a hand-copied, edited or older one) is never trained on: what differs is named, stored → asked
+    for. The key is part of its path, so this is a fault."""
+    path = training.folder / "spec.json"
+    asked = {"key": training.key, **training.identity}
+    if path.is_file() and (changes := diff(read_json(path), asked)):
         raise DgbenchError(
-            f"{training.folder}: holds training {held[:8] if held else 'without a key'}, not {training.key[:8]} "
-            "— move it away or use --fresh"
+            f"{training.folder}: holds another training ({'; '.join(changes)}) — move it away or use --fresh"
         )
 
 

@@ -1,6 +1,7 @@
 """The processes in which jobs run: forked from a server that has imported torch once, one process a job, so that an evaluation never shares
 memory with a training, and a crash takes one job only."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -17,16 +18,23 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from dgbench.atomic import unwritable
 from dgbench.errors import DgbenchError, Interrupted
 from dgbench.launch.progress import progress
+from dgbench.store.lock import FolderLock
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PRELOADED = ["dgbench.training.loop", "dgbench.evaluation.job", "torch._dynamo"]
 """Imported once by the server; optimisers import the last one when they are made, which costs each job more than a second."""
 LOG_NAME = "log.txt"
 """What a job said, in its folder: plain lines, appended."""
+PROCESS_LOCK = ".process"
+"""The lock that a job's process itself holds in its folder: it outlives that of a program that was killed, until the process has saved its
+state and ended, so that the next program does not write beside it."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at a job: its memory, and whether it was cancelled."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers when a disk, the user's share of it, or a file may not grow."""
 TELL_EVERY = 0.2
 """Seconds between two messages of a job about its progress."""
 
@@ -161,6 +169,9 @@ def run_job(
     process = JobProcess(function, job, title, folder, cancelled=cancelled)
     with _passing_on(process):
         process.run()
+    if process.sent:  # too late for the job, which is done but for its status; no other is to be started
+        name = signal.Signals(process.sent[0]).name
+        raise Interrupted(f"{title}: stopped by {name} at its end; the same command goes on from there")
 
 
 @contextmanager
@@ -218,7 +229,10 @@ def _outcome(
     try:
         if not alone:
             _print_into(folder / LOG_NAME)
-        with progress(title, log=folder / LOG_NAME, show=alone) as show:
+        with (
+            FolderLock(folder, name=PROCESS_LOCK),
+            progress(title, log=folder / LOG_NAME, show=alone) as show,
+        ):
             function(job, _telling(sender, show))
     except Interrupted as stop:
         return "interrupted", str(stop)
@@ -230,6 +244,8 @@ def _outcome(
         line = f"{title}: {type(error).__name__}: {' '.join(str(error).split())}"
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
             return "memory", line
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return "error", str(unwritable(Path(error.filename or folder), error))
         crash_file = folder / "crash.txt"
         crash_file.parent.mkdir(parents=True, exist_ok=True)
         crash_file.write_text(traceback.format_exc(), encoding="utf-8")

@@ -33,6 +33,8 @@ IMPORTED = "imported"
 """The checkpoint of the rows of an imported prediction set, which has none."""
 CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
+MAX_ROWS = 1_000_000
+"""More rows than any evaluation makes: 1,000 cases in 6 settings with 2 checkpoints at 9 thresholds are 108,000."""
 
 _RUN_NAME = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 _log = logging.getLogger(__name__)
@@ -266,14 +268,19 @@ def read_cases(folder: Path) -> "pd.DataFrame":
     """The raw rows of the evaluation in ``folder``, one per (case, stage, setting, checkpoint, threshold).
 
     Raises:
-        DgbenchError: nothing has been evaluated there, or the table is damaged or lacks one of :data:`CASE_COLUMNS`.
+        DgbenchError: nothing has been evaluated there, or the table is damaged or lacks one of :data:`CASE_COLUMNS`,
+            or claims more than :data:`MAX_ROWS` rows.
     """
     import pandas as pd
+    from pyarrow import parquet
 
     path = folder / "cases.parquet"
     if not path.exists():
         raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
     try:
+        rows = parquet.read_metadata(path).num_rows
+        if rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
+            raise DgbenchError(f"{path}: {rows} rows, an evaluation has at most {MAX_ROWS} — foreign, remove it")
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
         raise DgbenchError(

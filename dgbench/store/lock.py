@@ -77,7 +77,7 @@ class FolderLock:
     """Exclusive ownership of ``folder`` as a context manager; re-entering it, from any thread, waits or fails like another process.
 
     Args:
-        folder: created if missing; the lock is its file ``.lock``.
+        folder: created if missing; the lock is its file ``name``.
         wait: seconds to wait for another owner; 0 fails at once, ``math.inf`` waits for ever.
         on_wait: called once with a sentence about the owner when waiting begins.
         stale_after: seconds without a heartbeat after which the lock of another machine is abandoned.
@@ -91,12 +91,13 @@ class FolderLock:
         self,
         folder: Path,
         *,
+        name: str = LOCK_NAME,
         wait: float = 0.0,
         on_wait: Callable[[str], None] | None = None,
         stale_after: float = STALE_AFTER,
     ) -> None:
         self.folder = folder
-        self.path = folder / LOCK_NAME
+        self.path = folder / name
         self._wait = wait
         self._on_wait = on_wait
         self._stale_after = stale_after
@@ -233,7 +234,7 @@ def _try_acquire(path: Path, owner: Owner, stale_after: float) -> bool:
     seen = _content(path)
     if seen is None or not _is_stale(path, seen, stale_after):
         return False
-    right = path.with_name(f"{LOCK_NAME}-{hashlib.sha256(seen).hexdigest()[:12]}")
+    right = path.with_name(f"{path.name}-{hashlib.sha256(seen).hexdigest()[:12]}")
     if not _try_acquire(right, owner, stale_after):
         return False
     try:

@@ -49,7 +49,9 @@ class Manifest(Frozen):
         write_json(folder / MANIFEST, self.model_dump(mode="json", by_alias=True))
 
     def check(self, folder: Path) -> None:
-        """Raise DgbenchError for a file of ``folder`` that is missing, not listed or not as it was, or a list that is not as it was."""
+        """Raise DgbenchError for a file of ``folder`` that is missing, not listed, a link or not as it was, or a list that is not."""
+        if links := sorted(path for path in folder.rglob("*") if path.is_symlink()):
+            raise DgbenchError(f"{links[0]}: is a link — a record holds its files themselves, submit the run again")
         present = set(files_of(folder))
         if missing := sorted(self.files.keys() - present):
             raise DgbenchError(f"{folder / missing[0]}: missing, though {MANIFEST} lists it — submit the run again")

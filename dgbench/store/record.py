@@ -74,7 +74,11 @@ def with_shared(runs: Iterable[RunFolder], everything: Iterable[RunFolder]) -> l
 def _files(run: RunFolder) -> Iterator[str]:
     wanted = [*KEPT, *(f"evaluation/{name}" for name in KEPT_OF_EVALUATION)]
     wanted += [f"{stage}/{name}" for stage in run.own_stages for name in KEPT_OF_STAGE]
-    yield from (name for name in wanted if (run.path / name).is_file())
+    for name in wanted:
+        if any(path.is_symlink() for path in (run.path / name, (run.path / name).parent)):
+            raise DgbenchError(f"{run.path / name}: is a link — what lies elsewhere does not become part of a record")
+        if (run.path / name).is_file():
+            yield name
 
 
 def _portable(command: str) -> str:

@@ -109,7 +109,7 @@ class CaseSlice:
     def load(cls, path: Path) -> "CaseSlice":
         """What :meth:`save` wrote; its image is 0..255 and so is its window. Raises DgbenchError when it is missing or damaged."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 spacing, place = data["spacing"].tolist(), data["place"].tolist()
                 return cls(
                     case=str(data["case"]),
