@@ -6,6 +6,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from dgbench.atomic import DISK_FULL
 from dgbench.errors import DgbenchError, Interrupted
 
 INTERRUPTED = 130
@@ -79,6 +80,11 @@ def call(arguments: list[str]) -> int:
             raise
         return _unheard()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            _unheard()
+            return _fail(
+                f"{error.filename or 'output'}: cannot be written ({error.strerror}) — make room and call again"
+            )
         if os.environ.get(TRACE) == "1":
             raise
         return _fail(f"unexpected {type(error).__name__}: {error} ({_keep_trace(arguments)}); please report it")
@@ -103,7 +109,7 @@ def _keep_trace(arguments: list[str]) -> str:
 
 
 def _unheard() -> int:
-    """The reader of the output has gone (``| head``), which is no mistake; nothing more is said to it."""
+    """Nothing more is said on stdout: its reader has gone (``| head``), which is no mistake, or its disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
