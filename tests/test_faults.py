@@ -78,6 +78,7 @@ def assert_whole(runs: Path, whole: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(10))
 def test_fifty_kills_at_random_instants(sound: Mini, whole: dict[str, Any], tmp_path: Path, seed: int) -> None:
     """Five kills for each seed, before or up to a tenth of a second after a write that was drawn, of a job, the program or both."""
@@ -100,6 +101,8 @@ def test_fifty_kills_at_random_instants(sound: Mini, whole: dict[str, Any], tmp_
         finished += 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_signal_in_every_phase_ends_with_130_and_the_same_call_goes_on(
     sound: Mini, whole: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -120,6 +123,8 @@ def test_a_signal_in_every_phase_ends_with_130_and_the_same_call_goes_on(
     assert_whole(runs, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_full_disk_is_one_line_and_the_same_call_finishes_when_there_is_space(
     sound: Mini, whole: dict[str, Any], tmp_path: Path
 ) -> None:
