@@ -131,8 +131,8 @@ def assert_as_if_alone(jobs: list[Job], mini: Mini, runs: Path, **preset: int) -
             assert (job.folder / "cases.parquet").read_bytes() == (other.folder / "cases.parquet").read_bytes()
 
 
-LONG = {"stages__organ__draws": 1200, "checkpoint_every": 600}
-"""Six hundred steps, half a minute, and no checkpoint before the end unless one is asked for."""
+LONG = {"stages__organ__draws": 600, "checkpoint_every": 300}
+"""Three hundred steps, and no checkpoint before the end unless one is asked for."""
 
 
 def steps(job: Job) -> int:
@@ -216,7 +216,7 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_as_if_alone(
     wait("it to be queued again", lambda: cluster.state(number) == "PENDING")
     assert list(organ.folder.glob("last-*.json")), "its state was saved"
     reached = steps(organ)
-    assert reached < 600
+    assert reached < 300
     assert "stopped by SIGUSR1" in str(read_status(organ.folder).reason)
     cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # Slurm would hold it for two minutes
     wait("the run to be done", lambda: read_status(organ.part.folder).state == "done")
