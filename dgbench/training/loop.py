@@ -41,6 +41,8 @@ from dgbench.training.validation import stage_predictor, validate
 LOG_EVERY = 20
 PREPARING = "preparing cases"
 """What is reported while no step has been done yet."""
+WORKER_DIED = "DataLoader worker"
+"""How torch begins to say that a worker of the loader is no longer alive."""
 LOGS = ("steps", "validation", "times")
 
 
@@ -190,6 +192,14 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         clear_frames(error.__traceback__)  # they hold the loader, whose workers would outlive this training
         *trace, line = str(error).strip().splitlines()
         raise type(error)(line.partition(": ")[2] if trace else line) from None
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_DIED):
+            raise
+        clear_frames(error.__traceback__)
+        raise DgbenchError(
+            f"{job.stage}: a loader worker was killed ({' '.join(str(error).split())}) — the system ran out of memory, probably: lower "
+            "preset.workers, or run fewer jobs side by side"
+        ) from None
 
 
 def _validate(training: StageTraining) -> None:
