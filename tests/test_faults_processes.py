@@ -27,7 +27,7 @@ def test_a_killed_loader_worker_is_named_and_the_same_training_goes_on(
     here, load = os.getpid(), loop.CropDataset.__getitem__
 
     def die(dataset: Any, step: int) -> Any:
-        if step == 5 and os.getpid() != here:
+        if step == 7 and os.getpid() != here:
             os.kill(os.getpid(), signal.SIGKILL)
         return load(dataset, step)
 

@@ -6,6 +6,7 @@ weights, optimiser states and method memories are in the checkpoint; log lines a
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from traceback import clear_frames
@@ -90,8 +91,24 @@ def train(job: TrainJob, report: Report) -> None:
     with guarding(allowed, job.centers), stop_requests() as stop:
         training = _build(job, report)
         _resume(training, report)
-        _run(training, stop, report)
+        with _dead_workers_named(job):
+            _run(training, stop, report)
         _finish(training)
+
+
+@contextmanager
+def _dead_workers_named(job: TrainJob) -> Iterator[None]:
+    """Where a worker of the loader was killed, torch says so from a signal handler, wherever the training is then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_DIED):
+            raise
+        clear_frames(error.__traceback__)  # they hold the loader, whose other workers would outlive this training
+        raise DgbenchError(
+            f"{job.stage}: a loader worker was killed ({' '.join(str(error).split())}) — the system ran out of memory, probably: lower "
+            "preset.workers, or run fewer jobs side by side"
+        ) from None
 
 
 def _build(job: TrainJob, report: Report) -> StageTraining:
@@ -192,14 +209,6 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         clear_frames(error.__traceback__)  # they hold the loader, whose workers would outlive this training
         *trace, line = str(error).strip().splitlines()
         raise type(error)(line.partition(": ")[2] if trace else line) from None
-    except RuntimeError as error:
-        if not str(error).startswith(WORKER_DIED):
-            raise
-        clear_frames(error.__traceback__)
-        raise DgbenchError(
-            f"{job.stage}: a loader worker was killed ({' '.join(str(error).split())}) — the system ran out of memory, probably: lower "
-            "preset.workers, or run fewer jobs side by side"
-        ) from None
 
 
 def _validate(training: StageTraining) -> None:
