@@ -76,6 +76,7 @@ def test_the_second_ctrl_c_ends_a_job_at_once(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_two_ctrl_c_goes_on_to_the_same_bytes(sound: Mini, tmp_path: Path) -> None:
     plan = sound.plan(tmp_path / "stopped")
     organ = plan.own.training[0]
