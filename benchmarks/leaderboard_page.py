@@ -1,4 +1,5 @@
-"""How long a large leaderboard takes, by part: reading run folders, resolving rows, statistics, and the page without case pages.
+"""How long a large leaderboard takes, by part: reading run folders, resolving rows, statistics, the page without case pages and, where
+there is a Chromium, showing the page and sorting its table in it.
 
 Fake runs are written into a temporary folder. By default evaluations hold the official view only; ``--views 72`` gives them what real ones
 hold (4 settings, 2 checkpoints, 9 thresholds), at a size that should then be smaller::
@@ -10,10 +11,13 @@ hold (4 settings, 2 checkpoints, 9 thresholds), at a size that should then be sm
 
 import argparse
 import os
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,8 @@ from dgbench.store.folder import RunSpec
 
 CENTERS = tuple(f"C{number}" for number in range(5))
 SPENT: dict[str, float] = {}
+SHOWN = 5
+PAINTED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,6 +135,36 @@ def write_runs(root: Path, methods: int, seeds: int, cases: int, views: int) -> 
     return number
 
 
+def in_chromium(index: Path, profile: Path) -> dict[str, float] | None:
+    """Seconds until the page is loaded and painted, and until it is painted again after its table was sorted and filtered: medians of
+    :data:`SHOWN` times each. None without a Chromium."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from chromium import NAMES, browser
+
+    if not any(map(shutil.which, NAMES)):
+        return None
+    sort = "document.querySelectorAll('.board thead button')[{}].click()"
+    find = "(() => {{ const box = document.querySelector('input'); box.value = '{}'; box.dispatchEvent(new Event('input')); }})()"
+    found: dict[str, list[float]] = {"open": [], "sort": [], "filter": []}
+    with browser(profile) as tab:
+        tab.resize(1400, 900)
+        for number in range(SHOWN):
+            for what, act in (
+                ("open", lambda: tab.open(index)),
+                ("sort", lambda number=number: tab.value(sort.format(1 + number % 3))),
+                ("filter", lambda number=number: tab.value(find.format(f"method{number}"))),
+            ):
+                start = time.perf_counter()
+                act()
+                tab.call("Runtime.evaluate", expression=PAINTED, awaitPromise=True)
+                found[what].append(time.perf_counter() - start)
+        assert not tab.messages, tab.messages
+        assert tab.value("[...document.querySelectorAll('.board tbody tr')].some(row => row.hidden)"), (
+            "nothing is filtered"
+        )
+    return {what: median(seconds) for what, seconds in found.items()}
+
+
 def main() -> None:
     """Write runs, compile them, write the page, and print the seconds of each part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,19 +191,25 @@ def main() -> None:
             f"{options.methods} methods × {len(CENTERS)} centers × {options.seeds} seeds × {options.cases} cases "
             f"= {runs} runs, {runs * options.cases:,} case rows, {options.views} views stored"
         )
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         compiled = compiling.compile_runs(root, protocol=protocol)
-        middle = time.perf_counter()
+        middle, half = time.perf_counter(), time.process_time()
+        print(f"compile {middle - start:8.2f} s ({half - used:.2f} s of processor time)", flush=True)
         written = write_page(compiled, Path(folder) / "page", root=root, protocol=protocol, cases=False)
-        end = time.perf_counter()
+        end, whole = time.perf_counter(), time.process_time()
         size = sum(path.stat().st_size for path in (Path(folder) / "page").rglob("*") if path.is_file())
         index = written.index.stat().st_size
-    print(f"compile {middle - start:8.2f} s")
+        shown = in_chromium(written.index, Path(folder) / "profile")
     for name, seconds in SPENT.items():
         print(f"  {name:18s} {seconds:8.2f} s" + (" (within table_statistics)" if hasattr(evidence, name) else ""))
     print(
-        f"page    {end - middle:8.2f} s ({written.methods + 1} pages, {size / 1e6:.1f} MB, index {index / 1e6:.1f} MB)"
+        f"page    {end - middle:8.2f} s ({whole - half:.2f} s of processor time; {written.methods + 1} pages, {size / 1e6:.1f} MB, "
+        f"index {index / 1e6:.1f} MB)"
     )
+    if shown is None:
+        print("browser: not measured, no Chromium here")
+    for what, seconds in (shown or {}).items():
+        print(f"{what:7s} {seconds:8.2f} s in Chromium")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import SimpleITK as sitk
 
 from dgbench.data import preparation
 from dgbench.data.case import Case
-from dgbench.protocol import Protocol, Task, Window, load_protocol
+from dgbench.protocol import Protocol, load_protocol
+from dgbench.task import Task, Window
 
 SPACING = (1.5, 0.8, 0.8)
 WINDOW = Window(low=-100, high=240)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import check_name, one_line
+from dgbench.frozen import check_name, one_line
 from dgbench.yaml_text import parse_value
 
 Need = Literal["domain-batch", "donor", "pretrained", "external"]
@@ -24,6 +24,9 @@ class Range:
     low: float
     high: float
     log: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{', log' if self.log else ''}"
 
 
 class MethodConfig(BaseModel):
@@ -40,7 +43,9 @@ class MethodInfo:
 
     ``target`` is ``package.module:Class``. ``version`` is raised when the method's numbers change: it enters the key. ``defaults`` replaces
     defaults of ``config`` (ablations are configurations of one class). ``min_sources`` and ``dims`` make an unsupported cell "n/a".
-    ``draws_factor`` multiplies the budget and is for labelled control rows only (``erm_long``).
+    ``draws_factor`` multiplies the budget and is for labelled control rows only (``erm_long``). ``one_device`` says in one line why a step
+    cannot be split over devices, where it cannot. ``space`` is what tuning may search instead of what ``config`` declares, for a variant
+    that fixes some of it.
     """
 
     name: str
@@ -55,6 +60,13 @@ class MethodInfo:
     min_sources: int = 1
     draws_factor: int = 1
     dims: frozenset[int] = frozenset({2, 3})
+    one_device: str | None = None
+    space: Mapping[str, Range | tuple[Any, ...]] | None = None
+
+    @property
+    def searched(self) -> Mapping[str, Range | tuple[Any, ...]]:
+        """The configuration keys that tuning may search, each with its range or choices."""
+        return self.config.space if self.space is None else self.space
 
     def __post_init__(self) -> None:
         check_name(self.name, "method name")

@@ -3,7 +3,8 @@
 A method is the only thing that differs between two rows of a leaderboard. It receives source batches and returns losses; it receives an
 image and returns probabilities. It never learns which center it faces. Backbone, loader, budget, optimiser, schedule, precision, selection,
 cascade and metrics belong to the harness. Everything a method remembers lives in its ``state_dict`` (buffers, or ``get_extra_state``),
-so that a run resumes exactly.
+so that a run resumes exactly. On several devices each has a copy of the method and batches of its own, and all copies must stay equal:
+gradients are averaged by ``ctx.backward``, what else a method keeps of its batches goes through ``ctx.all_reduce`` or ``ctx.all_gather``.
 
 Override as little as possible: an augmentation method overrides :meth:`Method.augment`; a feature method gives the backbone a tap in
 :meth:`Method.logits`; a multi-task method overrides :meth:`Method.training_step`; meta-learning overrides :meth:`Method.train_step`.
@@ -22,7 +23,7 @@ from dgbench.errors import DgbenchError
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task
+from dgbench.task import Task
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)
 Sampling = Literal["pooled", "per-center"] | Sequence[Sequence[float]]
@@ -91,7 +92,8 @@ class StepContext(Protocol):
     optimizers: Sequence[Optimizer]
 
     def generator(self, *axes: str | int) -> torch.Generator:
-        """A fresh generator on the step's device, seeded from (run seed, axes, step); draw from it, never from the global one."""
+        """A fresh generator on the step's device, seeded from (run seed, axes, micro-step: the step, or with several devices the
+        step and the device); draw from it, never from the global one."""
         ...
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -107,7 +109,11 @@ class StepContext(Protocol):
         ...
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum of ``tensor`` over devices (itself on one device)."""
+        """The sum of ``tensor`` over devices (itself on one device), on every device the same; no gradient passes."""
+        ...
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """The tensors (N, ...) of all devices, which have one shape, in one (devices * N, ...); no gradient passes."""
         ...
 
 

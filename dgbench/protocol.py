@@ -4,81 +4,24 @@ A protocol is a YAML file (``protocols/*.yaml``). :meth:`Protocol.resolve` picks
 enters every key, so nothing that could change a number is left outside.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.yaml_text import assign, read_yaml
+from dgbench.frozen import Frozen, check_name, one_line
+from dgbench.task import Task
+from dgbench.yaml_text import assign, merged, read_yaml
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 PROBABILITY = Annotated[float, Field(ge=0, le=1)]
 Checkpoint = Literal["source-val", "last-step"]
 STANDING = ("ranked", "converged")
 """Fields of a preset that say what its rows count for; they belong to the protocol and no override reaches them."""
 CHECKPOINTS: tuple[Checkpoint, ...] = ("source-val", "last-step")
 """Selected on source validation (official), or simply the last."""
-
-
-def check_name(name: str, what: str) -> str:
-    """``name`` itself if it can be a folder name on every system; else a DgbenchError that says what is allowed."""
-    if not SAFE_NAME.fullmatch(name):
-        raise DgbenchError(
-            f"{what} {name!r} cannot be used: letters, digits, '_', '-' and '.' only, at most 64, starting with a letter or digit"
-        )
-    return name
-
-
-class Frozen(BaseModel):
-    """Base of every configuration object: immutable; an unknown key is an error, and so is a number that is infinite or NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Window(Frozen):
-    """Clip to [low, high] in the image's own units (HU for CT) and scale linearly to [0, 1]."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"window low {self.low} must be below high {self.high}")
-        return self
-
-
-class Percentile(Frozen):
-    """Clip each image to its own percentiles and scale linearly to [0, 1]; for intensities without a unit (MRI)."""
-
-    kind: Literal["percentile"] = "percentile"
-    low: Annotated[float, Field(ge=0, lt=50)] = 0.5
-    high: Annotated[float, Field(gt=50, le=100)] = 99.5
-
-
-class Task(Frozen):
-    """What a network sees and answers: dimensions, channels, voxel spacing (mm, z y x) and intensity normalisation."""
-
-    ndim: Literal[2, 3] = 3
-    in_channels: Annotated[int, Field(ge=1)] = 1
-    out_channels: Annotated[int, Field(ge=1)] = 1
-    spacing: tuple[Annotated[float, Field(gt=0)], ...]
-    intensity: Annotated[Window | Percentile, Field(discriminator="kind")]
-
-    @model_validator(mode="after")
-    def _dimensions(self) -> Self:
-        if len(self.spacing) != self.ndim:
-            raise ValueError(f"spacing has {len(self.spacing)} entries, the task has {self.ndim} dimensions")
-        return self
-
-    def voxels(self, millimetres: Sequence[float]) -> tuple[int, ...]:
-        """Lengths in mm per axis as whole voxels of this task, rounded up."""
-        return tuple(int(-(-mm // step)) for mm, step in zip(millimetres, self.spacing, strict=True))
 
 
 class Roi(Frozen):
@@ -143,11 +86,14 @@ class Metrics(Frozen):
 
 
 class StageBudget(Frozen):
-    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate."""
+    """Training of one stage: crop in voxels, number of source-case draws, initial learning rate. ``weight_decay`` takes the place of the
+    preset's; ``augmentation`` multiplies the size of rotation and noise. At their defaults both are left out of every identity."""
 
     crop: tuple[Annotated[int, Field(gt=0, multiple_of=8)], ...]
     draws: Annotated[int, Field(gt=0)]
     lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    augmentation: Annotated[float, Field(ge=0)] = 1.0
 
 
 class PhantomSize(Frozen):
@@ -156,7 +102,7 @@ class PhantomSize(Frozen):
     size: Literal["tiny", "small", "full"] = "small"
     cases: Annotated[int, Field(gt=0)]
     seed: int = 0
-    shift: dict[str, float] = {}
+    shift: dict[str, float] = Field(default_factory=dict)
 
 
 class Preset(Frozen):
@@ -172,7 +118,7 @@ class Preset(Frozen):
     tta: bool = True
     thresholds: tuple[PROBABILITY, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     checkpoints: tuple[Checkpoint, ...] = CHECKPOINTS
-    precision: dict[Literal["cpu", "cuda"], Literal["fp32", "bf16"]] = {"cpu": "fp32", "cuda": "bf16"}
+    precision: dict[Literal["cpu", "cuda"], Literal["fp32", "bf16"]] = Field(default={"cpu": "fp32", "cuda": "bf16"})
     workers: Annotated[int, Field(ge=0)] = 0
     phantom: PhantomSize | None = None
     stages: dict[str, StageBudget]
@@ -185,16 +131,19 @@ class Preset(Frozen):
 
 
 class Protocol(Frozen):
-    """The scientific contract of one leaderboard. ``centers`` are held out in turn; ``support_centers`` (no tumor labels) are only ever
-    sources, and only of stages that ask for them. Stages are listed in the order of inference. ``paper_thresholds`` by held-out center are
-    for an oracle view of tables and enter no key."""
+    """The scientific contract of one leaderboard. ``centers`` are held out in turn, or with ``folds`` (in-domain) each fold of a center,
+    with its other folds as the source; ``support_centers`` (no tumor labels) are only ever sources, and only of stages that ask for them.
+    Stages are listed in the order of inference. ``paper_thresholds`` by held-out center are for an oracle view of tables and enter no key.
+    What the file does not say is taken from the protocol ``base``."""
 
     name: str
     version: Annotated[int, Field(ge=1)]
     title: str
     kind: Literal["phantom", "patient"]
+    base: str | None = None
     centers: tuple[str, ...]
     support_centers: tuple[str, ...] = ()
+    folds: Annotated[int, Field(ge=2)] | None = None
     labels: dict[str, int]
     task: Task
     upsample: Literal["trilinear", "nearest"] = "trilinear"
@@ -203,7 +152,7 @@ class Protocol(Frozen):
     augmentation: Augmentation = Augmentation()
     inference: Inference
     metrics: Metrics = Metrics()
-    paper_thresholds: dict[str, PROBABILITY] = {}
+    paper_thresholds: dict[str, PROBABILITY] = Field(default_factory=dict)
     presets: dict[str, Preset]
 
     @model_validator(mode="after")
@@ -264,6 +213,24 @@ class Protocol(Frozen):
             )
 
     @property
+    def n_sources(self) -> int:
+        """The source centers of a split, support centers aside."""
+        return 1 if self.folds else len(self.centers) - 1
+
+    @property
+    def heldouts(self) -> tuple[str, ...]:
+        """What can be held out, in order: every center, or in-domain every fold of every center, such as ``RENJI-fold0``."""
+        return tuple(heldout for center in self.centers for heldout in self.heldouts_of(center))
+
+    def heldouts_of(self, center: str) -> tuple[str, ...]:
+        """What is held out in turn until every case of ``center`` was judged once."""
+        return tuple(f"{center}-fold{fold}" for fold in range(self.folds)) if self.folds else (center,)
+
+    def center_of(self, heldout: str) -> str:
+        """The center whose cases are judged where ``heldout`` is held out; a name that is not of this protocol is its own."""
+        return next((center for center in self.centers if heldout in self.heldouts_of(center)), heldout)
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """The settings in which the stages of the method under test are judged, such as ``F-Seg``; those in `Mask` use an oracle ROI."""
         own = [stage.code for stage in self.stages.values() if stage.recipe is None]
@@ -310,17 +277,21 @@ class ResolvedProtocol(Frozen):
 
     @property
     def ranked(self) -> bool:
-        """Whether runs of this preset may be ranked."""
-        return self.preset.ranked and not self.modified
+        """Whether runs of this preset may be ranked; in-domain ones never are."""
+        return self.preset.ranked and not self.modified and self.protocol.folds is None
 
     def cases_per_step(self, stage: str) -> int:
-        """K of protocol.md §1: the number of source centers of a leave-one-center-out split, for every split of this protocol."""
+        """K of protocol.md §1: the source centers of a leave-one-center-out split, for every split of this protocol, in-domain too."""
         support = len(self.protocol.support_centers) if self.protocol.stages[stage].support_centers else 0
         return max(1, len(self.protocol.centers) - 1) + support
 
-    def steps(self, stage: str, draws_factor: int = 1) -> int:
-        """Training steps of ``stage``: its draws divided by the cases of a step."""
-        return max(1, self.preset.stages[stage].draws * draws_factor // self.cases_per_step(stage))
+    def steps(self, stage: str, draws_factor: int = 1, devices: int = 1) -> int:
+        """Training steps of ``stage``: its draws divided by the cases of a step, of which each of ``devices`` draws its K."""
+        return max(1, self.preset.stages[stage].draws * draws_factor // (devices * self.cases_per_step(stage)))
+
+    def weight_decay(self, stage: str) -> float:
+        """The weight decay of ``stage``: its own, or the preset's."""
+        return self.preset.weight_decay if (own := self.preset.stages[stage].weight_decay) is None else own
 
     def margin(self, stage: str, *, oracle: bool) -> tuple[int, ...]:
         """ROI margin of ``stage`` in voxels: the `Mask` margin with ``oracle``, else the `Seg` one; zeros without a ROI rule."""
@@ -338,7 +309,8 @@ class ResolvedProtocol(Frozen):
 
     def identity(self, stage: str | None = None) -> dict[str, Any]:
         """Everything of the resolved protocol that can change the numbers of a run, or of the training of one ``stage``; plain JSON."""
-        fields = self.protocol.model_dump(mode="json", exclude={"presets", "title", "paper_thresholds"})
+        silent = {"presets", "title", "paper_thresholds", "base"} | (set() if self.protocol.folds else {"folds"})
+        fields = self.protocol.model_dump(mode="json", exclude=silent)
         preset = {**_numeric(self.preset), "phantom": None}
         if stage is not None:
             del fields["metrics"]
@@ -355,15 +327,14 @@ class ResolvedProtocol(Frozen):
 def _numeric(preset: Preset) -> dict[str, Any]:
     """What of a preset can change a number on a given machine, as plain JSON. The precision belongs to the machine: it is in every key, and
     tables say where rows differ in it."""
-    return preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
-
-
-def one_line(error: ValidationError) -> str:
-    """A pydantic error as one line: each wrong place with its reason."""
-    return "; ".join(
-        f"{'.'.join(map(str, item['loc'])) or 'value'}: {item['msg'].removeprefix('Value error, ')}"
-        for item in error.errors()
-    )
+    content = preset.model_dump(mode="json", exclude={"workers", "checkpoint_every", "precision", *STANDING})
+    later = {
+        "weight_decay": None,
+        "augmentation": 1.0,
+    }  # younger than the first records: no part of a key at their defaults
+    for name, budget in content["stages"].items():
+        content["stages"][name] = {key: value for key, value in budget.items() if later.get(key, ...) != value}
+    return content
 
 
 def protocol_folder() -> Path:
@@ -380,15 +351,23 @@ def protocol_names() -> list[str]:
 def load_protocol(name_or_path: str) -> Protocol:
     """A shipped protocol by name, or any YAML file by path (ending in .yaml or .yml). Raises DgbenchError when there is none or it is
     invalid."""
-    if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise DgbenchError(f"protocol file {path} does not exist")
-    else:
-        if name_or_path not in protocol_names():
-            raise DgbenchError(f"unknown protocol {name_or_path!r}{suggest(name_or_path, protocol_names())}")
-        path = protocol_folder() / f"{name_or_path}.yaml"
+    path = _protocol_file(name_or_path)
+    what = f"protocol {path.name}"
+    content = read_yaml(path, what)
     try:
-        return Protocol.model_validate(read_yaml(path, f"protocol {path.name}"))
+        if isinstance(content, dict) and content.get("base") is not None:
+            base = load_protocol(str(content["base"])).model_dump(mode="json")
+            content = merged(base, content)
+        return Protocol.model_validate(content)
     except ValidationError as error:
-        raise DgbenchError(f"protocol {path.name}: {one_line(error)}") from None
+        raise DgbenchError(f"{what}: {one_line(error)}") from None
+
+
+def _protocol_file(name_or_path: str) -> Path:
+    if name_or_path.endswith((".yaml", ".yml")):
+        if not (path := Path(name_or_path)).is_file():
+            raise DgbenchError(f"protocol file {path} does not exist")
+        return path
+    if name_or_path not in protocol_names():
+        raise DgbenchError(f"unknown protocol {name_or_path!r}{suggest(name_or_path, protocol_names())}")
+    return protocol_folder() / f"{name_or_path}.yaml"

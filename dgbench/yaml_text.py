@@ -1,6 +1,7 @@
 """YAML as it comes from people, in files and in ``--set`` texts: whatever is wrong with it is one line."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ def read_yaml(path: Path, what: str) -> Any:
         raise DgbenchError(f"{what}: {path} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DgbenchError(f"{what}: not valid YAML: {_problem(error)}") from None
+
+
+def merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` on top of ``base``: mappings in both are merged key by key, an empty one empties, and all else is replaced."""
+    both = {
+        key: merged(base[key], value)
+        for key, value in values.items()
+        if value and isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+    }
+    return {**base, **values, **both}
 
 
 def parse_value(text: str) -> Any:

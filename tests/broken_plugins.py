@@ -155,6 +155,44 @@ class Forgetful(Method[MethodConfig]):
         return batch.with_image(batch.image - self.mean)
 
 
+class Hoarding(Method[MethodConfig]):
+    """Keeps what it sees of a batch, on each device its own."""
+
+    info = entry("Hoarding")
+
+    def __init__(self, config: MethodConfig, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.register_buffer("brightness", torch.zeros(()))
+
+    def augment(self, batch: Batch, ctx: StepContext) -> Batch:
+        self.brightness = 0.9 * self.brightness + 0.1 * batch.image.mean()
+        return batch
+
+
+class OwnBackward(Method[MethodConfig]):
+    """Goes round the harness's backward pass."""
+
+    info = entry("OwnBackward")
+
+    def train_step(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
+        losses = self.training_step(batch, ctx)
+        ctx.optimizers[0].zero_grad()
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        ctx.step_optimizer()
+        return losses
+
+
+class Moody(Method[MethodConfig]):
+    """Exchanges only what it likes."""
+
+    info = entry("Moody")
+
+    def augment(self, batch: Batch, ctx: StepContext) -> Batch:
+        return batch.with_image(
+            batch.image + 0 * ctx.all_reduce(batch.label[: int(batch.label.sum()) % 2].sum((2, 3, 4))).sum()
+        )
+
+
 class Peeking(Method[MethodConfig]):
     info = entry("Peeking")
 

@@ -1,6 +1,9 @@
 """Throwaway methods of the shape of published ones: what they need of the contract, and nothing of their science."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -230,6 +233,34 @@ class Donor(Method[MethodConfig]):
         for slot in range(len(batch.image)):
             losses |= {f"domain {slot}": batch.domain[slot].float(), f"donor {slot}": batch.donor[slot].mean()}
         return losses
+
+
+class FrailConfig(MethodConfig):
+    """What the second device does in step ``at``: send itself a signal, or read a file."""
+
+    at: int | None = None
+    number: int = 0
+    file: str | None = None
+
+
+class Frail(Method[FrailConfig]):
+    """Trains as erm, and fails on the second device alone."""
+
+    info = plugin("Frail", config=FrailConfig)
+
+    def training_step(self, batch: Batch, ctx: StepContext) -> Mapping[str, Tensor]:
+        if ctx.ranks.rank == 1 and ctx.step == self.config.at:  # type: ignore[attr-defined]
+            if self.config.number:
+                os.kill(os.getpid(), self.config.number)
+            if self.config.file is not None:
+                Path(self.config.file).read_bytes()
+        return super().training_step(batch, ctx)
+
+
+class Undivided(Method[MethodConfig]):
+    """Says that it cannot be split."""
+
+    info = replace(plugin("Undivided"), one_device="its statistics are of the whole batch")
 
 
 class Diverging(Method[MethodConfig]):

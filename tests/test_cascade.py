@@ -17,7 +17,8 @@ from dgbench.evaluation.metrics import dice
 from dgbench.inference.cascade import StageResult, label_roi, run_stage
 from dgbench.inference.predictor import Prediction
 from dgbench.inference.roi import Box, whole, widen
-from dgbench.protocol import FineRounds, Protocol, ResolvedProtocol, Task, Window, load_protocol
+from dgbench.protocol import FineRounds, Protocol, ResolvedProtocol, load_protocol
+from dgbench.task import Task, Window
 
 SHAPE = (40, 64, 72)
 STAGES = ("pancreas-coarse", "pancreas-fine", "tumor-coarse", "tumor-fine")

@@ -11,7 +11,8 @@ import SimpleITK as sitk
 from dgbench.data.case import load_center
 from dgbench.data.check import Finding, Report, check_center, check_data
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Percentile, Protocol, load_protocol
+from dgbench.protocol import Protocol, load_protocol
+from dgbench.task import Percentile
 
 SIZE = (6, 12, 14)
 CASES = 4

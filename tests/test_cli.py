@@ -47,7 +47,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, str], str]] = {
     "set without =": ({"set": "width"}, "--set 'width': expected key=value"),
     "set without key": ({"set": "=8"}, "--set '=8': expected key=value"),
     "set, not YAML": ({"set": "preset.width=[8"}, "cannot read the value '[8'"),
-    "devices": ({"devices": "2"}, "--devices 2: one run uses one device in this version"),
+    "devices": ({"devices": "2"}, "--threads 1: 2 devices divide the threads of a run"),
     "device": ({"device": "tpu"}, "unknown device 'tpu' — known: cpu, cuda"),
     "seed": ({"seed": "-1"}, "--seed -1: a seed is a whole number from 0 up"),
     "seed, no number": ({"seed": "x"}, "Invalid value for '--seed'"),

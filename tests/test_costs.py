@@ -13,7 +13,7 @@ from dgbench.atomic import append_jsonl, write_json
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.costs import RunCost, read_run_cost, row_cost
 from dgbench.leaderboard.export import to_json
-from dgbench.store.folder import iter_runs
+from dgbench.store.folder import RunFolder, iter_runs
 
 
 @pytest.fixture(autouse=True)
@@ -29,22 +29,28 @@ def add_priced_run(root: Path, method: str, heldout: str, step: float, **changes
     write_json(folder / "env.json", {"processor": "Abacus"})
     for last, seconds in ((2, 2 * step), (4, 2 * step), (6, 90.0)):
         append_jsonl(folder / "tumor-fine" / "times.jsonl", {"step": last, "steps": 2, "seconds": seconds})
-    seen = [(f"{heldout}/a", "C-Seg", 1.0), (f"{heldout}/a", "F-Seg", 2.0), (f"{heldout}/b", "F-Seg", 5.0)]
-    others = [("OTHER/a", "F-Seg", 50.0), (f"{heldout}/a", "F-Mask", 50.0)]
+    first, second = (row["case"] for row in cell(heldout, 0.5, 0.6))
+    seen = [(first, "C-Seg", 1.0), (first, "F-Seg", 2.0), (second, "F-Seg", 5.0)]
+    others = [("OTHER/a", "F-Seg", 50.0), (first, "F-Mask", 50.0)]
     rows = [
         {"case": case, "setting": setting, "checkpoint": "source-val", "seconds": seconds}
         for case, setting, seconds in (*seen, *others)
     ]
-    rows.append({"case": f"{heldout}/a", "setting": "F-Seg", "checkpoint": "last-step", "seconds": 50.0})
+    rows.append({"case": first, "setting": "F-Seg", "checkpoint": "last-step", "seconds": 50.0})
     pd.DataFrame(rows).to_parquet(folder / "evaluation" / "times.parquet")
     return folder
+
+
+def heldout_of(run: RunFolder) -> set[str]:
+    cases = run.cases()
+    return set(cases["case"][cases["role"] == "held-out"])
 
 
 def test_a_run_tells_what_it_cost(tmp_path: Path) -> None:
     """Seconds per case: chain Seg, official checkpoint, held-out cases, all own stages; a pause is no part of a step."""
     add_priced_run(tmp_path, "erm", "MSD", step=0.5)
     (run,) = iter_runs(tmp_path)
-    assert read_run_cost(run) == RunCost(
+    assert read_run_cost(run, heldout_of(run)) == RunCost(
         params=20,
         gflops=3.0,
         deployed_params=10,
@@ -65,7 +71,7 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
     assert factors == [1.0, 1.5], "the median over centers"
     assert "× erm" in terminal(compiled(tmp_path))
     (run, *_) = iter_runs(tmp_path)
-    cost = read_run_cost(run)
+    cost = read_run_cost(run, heldout_of(run))
     assert cost is not None
     elsewhere = replace(cost, machine=("Another", *cost.machine[1:]))
     alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere})
@@ -77,12 +83,12 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
 def test_a_run_without_networks_has_no_cost_and_a_damaged_one_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, "imported", "MSD", cases=cell("MSD", 0.5))
     (run,) = iter_runs(tmp_path)
-    assert read_run_cost(run) is None
+    assert read_run_cost(run, heldout_of(run)) is None
     folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
     (folder / "cost.json").write_text(json.dumps({"macs": {}}))
     erm = next(run for run in iter_runs(tmp_path) if run.spec.method.name == "erm")
     with pytest.raises(DgbenchError, match=r"its cost cannot be read \('table-vi'\)"):
-        read_run_cost(erm)
+        read_run_cost(erm, heldout_of(erm))
     row = row_of(only_table(tmp_path), "erm")
     assert row.cost is None
     assert row.centers["MSD"].scores["dsc"].mean == pytest.approx(0.55), "accuracy stands on its own"

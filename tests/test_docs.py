@@ -15,6 +15,7 @@ import yaml
 from dgbench.cli import call
 from dgbench.cli.app import app
 from dgbench.cli.options import protocol_name
+from dgbench.cli.sweep import heldouts_of
 from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.launch.plan import RunRequest, resolve_request
 from dgbench.protocol import load_protocol, protocol_names
@@ -139,14 +140,10 @@ def check_dgbench(arguments: list[str]) -> None:
     if path == ("run",):
         resolve_request(request_of(parameters, parameters["method"], parameters["heldout"]))
     elif path == ("sweep",):
-        centers = (
-            load_protocol(protocol_name(parameters["protocol"], parameters["data"])).centers
-            if parameters["heldout"] == "all"
-            else parameters["heldout"].split(",")
-        )
+        protocol = load_protocol(protocol_name(parameters["protocol"], parameters["data"]))
         for method in parameters["method"].split(","):
-            for center in centers:
-                resolve_request(request_of(parameters, method, center))
+            for one in heldouts_of(protocol, parameters["heldout"]):
+                resolve_request(request_of(parameters, method, one))
     elif path == ("methods", "new"):
         assert parameters["name"].isidentifier()
     elif path[0] in ("methods", "protocols") and "name" in parameters:

@@ -15,8 +15,8 @@ from dgbench.method import Batch, Method, Setup
 from dgbench.nets import Backbone, DistanceHead
 from dgbench.ops.distance import signed_distance_batch
 from dgbench.ops.losses import segmentation_loss, slice_labels, slice_loss
-from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
+from dgbench.task import Task, Window
 from dgbench.training.step import TrainingContext
 from dgbench_methods.dualtask import INFO, VARIANTS, DualTaskConfig
 from dgbench_methods.dualtask.method import DualTask, disagreement

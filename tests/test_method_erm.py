@@ -6,8 +6,8 @@ from dgbench.info import MethodConfig
 from dgbench.method import Batch, Method, Setup
 from dgbench.nets import Backbone
 from dgbench.ops.losses import segmentation_loss
-from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
+from dgbench.task import Task, Window
 from dgbench.training.step import TrainingContext
 
 TASK = Task(spacing=(1.5, 0.8, 0.8), intensity=Window(low=-100, high=240))

@@ -11,8 +11,8 @@ from dgbench.nets import Backbone
 from dgbench.ops.intensity import Rescale, rescale
 from dgbench.ops.losses import consistency_loss, segmentation_loss
 from dgbench.ops.random_conv import draw_kernel, random_conv
-from dgbench.protocol import Task, Window
 from dgbench.registry import find_method, load_class
+from dgbench.task import Task, Window
 from dgbench.training.step import TrainingContext
 from dgbench_methods.randconv import INFO, RandConvConfig
 from dgbench_methods.randconv.method import RandConv

@@ -17,12 +17,13 @@ from page_runs import REASON, TITLE, write_board
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.page import site as site_room
-from dgbench.leaderboard.page.board import board, seed_means
+from dgbench.leaderboard.page.board import board
 from dgbench.leaderboard.page.card import render_markdown
 from dgbench.leaderboard.page.folder import MARKER, file_name
 from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_strip, seeds_mark
 from dgbench.leaderboard.page.site import Written, write_page
 from dgbench.leaderboard.published import load_published
+from dgbench.leaderboard.results import seed_means
 
 ROOT = Path(__file__).parent.parent
 VOID = {"meta", "link", "input", "img", "br", "hr"}

@@ -99,7 +99,7 @@ def test_the_reported_table_follows_and_is_marked(tmp_path: Path) -> None:
 
 
 def test_tables_that_are_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DgbenchError, match="Table IV is in-domain: another protocol"):
+    with pytest.raises(DgbenchError, match="--table IV: protocol 'phantom' is of held-out centers"):
         paper_table("IV", PROTOCOL)
     runs = f"--runs={tmp_path}"
     assert mistake(capsys, ["leaderboard", runs, "--table", "VII"]).startswith("--table VII: no counterpart here")

@@ -12,7 +12,8 @@ from scans import SIZE, SPACING, itk_linear, make_case, mask, save, scan
 from dgbench.data import fingerprint, guard, preparation, resampling
 from dgbench.data.case import Case, Center
 from dgbench.errors import DgbenchError, HeldOutAccessError
-from dgbench.protocol import Percentile, Protocol, Task, Window, load_protocol
+from dgbench.protocol import Protocol, load_protocol
+from dgbench.task import Percentile, Task, Window
 
 CT = Task(spacing=(2.0, 1.1, 1.0), intensity=Window(low=-100, high=240))
 

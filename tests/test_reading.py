@@ -15,7 +15,7 @@ from dgbench.data import guard
 from dgbench.data.case import Case, Center
 from dgbench.data.reading import GRID_TOLERANCE_MM, read_case, read_label, read_volume
 from dgbench.errors import DgbenchError, HeldOutAccessError
-from dgbench.protocol import Task, Window
+from dgbench.task import Task, Window
 
 TASK = Task(spacing=(2.0, 1.0, 1.0), intensity=Window(low=-100, high=240))
 SIZE = (6, 8, 10)

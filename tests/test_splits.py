@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dgbench.data.case import Case, Center
-from dgbench.data.splits import Split, center_of, leave_one_center_out, validation_count, without_validation
+from dgbench.data.splits import Split, center_of, make_split, validation_count, without_validation
 from dgbench.errors import DgbenchError
 from dgbench.protocol import Protocol, load_protocol
 
@@ -34,7 +34,7 @@ def test_validation_is_fifteen_percent_but_at_least_two(n_cases: int, expected: 
 
 
 def test_parts_are_disjoint_and_complete(protocol: Protocol) -> None:
-    split = leave_one_center_out(protocol, hospitals(MSD=20, RENJI=9, RMYY=14, NIH=10), "RENJI")
+    split = make_split(protocol, hospitals(MSD=20, RENJI=9, RMYY=14, NIH=10), "RENJI")
     parts = [set(split.train), set(split.validation), set(split.test)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 53
     assert {center_of(case) for case in split.test} == {"RENJI"}
@@ -44,9 +44,7 @@ def test_parts_are_disjoint_and_complete(protocol: Protocol) -> None:
 
 
 def test_support_centers_are_left_out_of_stages_that_do_not_ask_for_them(protocol: Protocol) -> None:
-    split = leave_one_center_out(protocol, hospitals(MSD=20, RENJI=9, RMYY=14, NIH=10), "RENJI").for_stage(
-        support_centers=False
-    )
+    split = make_split(protocol, hospitals(MSD=20, RENJI=9, RMYY=14, NIH=10), "RENJI").for_stage(support_centers=False)
     assert split.sources == ("MSD", "RMYY")
     assert {center_of(case) for case in (*split.train, *split.validation)} == {"MSD", "RMYY"}
 
@@ -55,25 +53,25 @@ def test_a_center_is_divided_alike_whoever_else_is_there(protocol: Protocol) -> 
     def validation(split: Split) -> set[str]:
         return {case for case in split.validation if center_of(case) == "MSD"}
 
-    first = leave_one_center_out(protocol, hospitals(MSD=20, RENJI=9, RMYY=14, NIH=10), "RENJI")
-    second = leave_one_center_out(protocol, hospitals(MSD=20, RENJI=30, RMYY=5), "RMYY")
+    first = make_split(protocol, hospitals(MSD=20, RENJI=9, RMYY=14, NIH=10), "RENJI")
+    second = make_split(protocol, hospitals(MSD=20, RENJI=30, RMYY=5), "RMYY")
     assert validation(first) == validation(second)
 
 
 def test_replacing_the_held_out_center_changes_nothing_of_the_sources(protocol: Protocol) -> None:
-    first = leave_one_center_out(protocol, hospitals(MSD=20, RENJI=9, RMYY=14), "RENJI")
-    second = leave_one_center_out(protocol, hospitals(MSD=20, RENJI=40, RMYY=14), "RENJI")
+    first = make_split(protocol, hospitals(MSD=20, RENJI=9, RMYY=14), "RENJI")
+    second = make_split(protocol, hospitals(MSD=20, RENJI=40, RMYY=14), "RENJI")
     assert (first.train, first.validation) == (second.train, second.validation)
 
 
 def test_no_validation_at_all_is_an_error(protocol: Protocol) -> None:
     centers = hospitals(MSD=3, RENJI=9, RMYY=3, NIH=10)
     with pytest.raises(DgbenchError, match="source validation would be empty"):
-        leave_one_center_out(protocol, centers, "RENJI")
-    small = leave_one_center_out(protocol, hospitals(MSD=3, RENJI=9, RMYY=4), "RENJI")
+        make_split(protocol, centers, "RENJI")
+    small = make_split(protocol, hospitals(MSD=3, RENJI=9, RMYY=4), "RENJI")
     assert {center_of(case) for case in small.validation} == {"RMYY"}
     assert without_validation(small) == ("MSD",)
-    assert without_validation(leave_one_center_out(protocol, hospitals(MSD=4, RENJI=9, RMYY=4), "RENJI")) == ()
+    assert without_validation(make_split(protocol, hospitals(MSD=4, RENJI=9, RMYY=4), "RENJI")) == ()
 
 
 @pytest.mark.parametrize(
@@ -85,9 +83,9 @@ def test_no_center_is_source_and_held_out_or_a_source_twice(
 ) -> None:
     """Also where a protocol was made by hand, so that its own check did not see it."""
     with pytest.raises(DgbenchError, match="held-out RENJI: protocol phantom makes it a source too, or a source twice"):
-        leave_one_center_out(protocol.model_copy(update=change), hospitals(MSD=5, RENJI=5, RMYY=5, NIH=5), "RENJI")
+        make_split(protocol.model_copy(update=change), hospitals(MSD=5, RENJI=5, RMYY=5, NIH=5), "RENJI")
 
 
 def test_an_unknown_center_is_named_with_a_suggestion(protocol: Protocol) -> None:
     with pytest.raises(DgbenchError, match="did you mean 'RENJI'"):
-        leave_one_center_out(protocol, hospitals(MSD=5, RENJI=5, RMYY=5), "RENJY")
+        make_split(protocol, hospitals(MSD=5, RENJI=5, RMYY=5), "RENJY")

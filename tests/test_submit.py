@@ -56,6 +56,7 @@ class TestSubmit:
             (table,) = json.loads(capsys.readouterr().out)["tables"]
             assert [row["method"] for row in table["rows"]] == ["erm"]
             tables.append(table["rows"])
+        assert [[row.pop("record") for row in rows] for rows in tables] == [[None], ["experimental"]]
         assert tables[0] == tables[1]
 
     def test_a_fresh_run_is_verified(

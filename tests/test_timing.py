@@ -1,15 +1,18 @@
 """Timing: methods take turns, the first rounds do not count, and every row says on what machine it was measured."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cli_calls import mistake
 
 from dgbench.atomic import read_json
 from dgbench.cli import call
+from dgbench.data import sampling
 from dgbench.evaluation import timing
 from dgbench.evaluation.timing import WARM_UP, Quartiles, measure_memory, synthetic_batch, time_stage
 from dgbench.protocol import load_protocol
@@ -51,6 +54,10 @@ def test_methods_take_turns_and_the_first_rounds_are_dropped(monkeypatch: pytest
             self.calls += 1
             return 100.0 if self.calls <= WARM_UP else 2.0 if self.name == "saml" else 1.0
 
+        def train_loaded(self, cases: Any, repeats: int) -> list[float]:
+            assert [case.case.center for case in cases] == ["0", "1", "0", "1"]
+            return [3.0] * repeats
+
         def predict(self) -> float:
             return 0.5
 
@@ -62,6 +69,7 @@ def test_methods_take_turns_and_the_first_rounds_are_dropped(monkeypatch: pytest
     assert found["erm"].training_step == Quartiles(1000.0, 1000.0, 1000.0, 3)
     assert found["saml"].training_step.median == 2000.0
     assert found["erm"].prediction == Quartiles(500.0, 500.0, 500.0, 3)
+    assert found["saml"].loaded_step == Quartiles(3000.0, 3000.0, 3000.0, 3)
 
 
 @pytest.mark.parametrize("method", ["dofe", "saml", "mixstyle"])
@@ -71,11 +79,57 @@ def test_a_step_and_a_prediction_take_time_and_memory(tmp_path: Path, method: st
     options: dict[str, Any] = {"device": CPU, "precision": "fp32", "repeats": 1, "report": quiet}
     (found,) = time_stage({method: (info, info.configure())}, TINY, "tumor-fine", 2, **options).values()
     assert found.training_step.median > 0
+    assert found.loaded_step.median > 0
     assert found.prediction.median > 0
     target = tmp_path / "memory.json"
     content = (info, info.configure(), TINY, "tumor-fine", 2, "cpu", "fp32", torch.get_num_threads(), target)
     measure_memory(content, quiet)
     assert read_json(target)["peak_mib"] >= 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_with_the_loader_waits_for_its_crops(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, workers: int
+) -> None:
+    """A loader that sleeps makes every counted step as slow as its sleep, shared by its workers."""
+    nap = 0.3
+    read = sampling.read_crop
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(nap / 2)  # a step holds two cases
+        return read(*arguments)
+
+    monkeypatch.setattr(sampling, "read_crop", slow)
+    resolved = load_protocol("phantom").resolve("tiny", {"workers": str(workers)})
+    subject = timing._Subject(
+        find_method("erm"), find_method("erm").configure(), resolved, "tumor-fine", 2, CPU, "fp32"
+    )
+    cases = timing.synthetic_cases(resolved, "tumor-fine", 2, tmp_path)
+    subject.train()
+    found = subject.train_loaded(cases, 3)
+    assert len(found) == 3
+    assert np.median(found) > 0.9 * nap / max(1, workers)
+
+
+def test_the_loader_finds_the_block_of_every_random_case(tmp_path: Path) -> None:
+    for stage, settings in TINY.protocol.stages.items():
+        (folder := tmp_path / stage).mkdir()
+        cases = timing.synthetic_cases(TINY, stage, 2, folder)
+        dataset = sampling.CropDataset(
+            cases=cases,
+            domains=[0, 1, 0, 1],
+            stage=settings,
+            crop=TINY.preset.stages[stage].crop,
+            k=2,
+            seed=0,
+            augmentation=TINY.protocol.augmentation,
+            plan=["per-center"],
+            donors=True,
+        )
+        batch = dataset[0]
+        assert batch["domain"].tolist() == [0, 1]
+        assert batch["label"].flatten(1).any(1).all(), "a crop without a lesion trains on nothing"
+        assert batch["donor"].shape == batch["image"].shape == (2, 1, *TINY.preset.stages[stage].crop)
 
 
 @pytest.mark.slow
@@ -87,6 +141,8 @@ def test_the_command_says_what_was_measured_where(capsys: pytest.CaptureFixture[
     assert measured["machine"]["threads"] == 1
     erm, dualtask = measured["methods"]
     assert dualtask["step_ms"] > erm["step_ms"], "two views against one"
+    assert erm["loaded_step_ms"] == sum(one["loaded_step"]["median"] for one in erm["stages"].values())
+    assert measured["machine"]["workers"] == 0
     assert set(erm["stages"]) == {"tumor-coarse", "tumor-fine"}
     assert erm["peak_mib"] > 1
 

@@ -79,8 +79,8 @@ class Mini:
         protocol.write_text(yaml.safe_dump(PROTOCOL, sort_keys=False), encoding="utf-8")
         return cls(folder / "data", protocol, folder / "cache")
 
-    def plan(self, runs: Path, method: str = "erm", seed: int = 0, **preset: Any) -> RunPlan:
-        """The run of ``method`` on one CPU thread; ``preset`` overrides keys of the preset (``workers=2``)."""
+    def plan(self, runs: Path, method: str = "erm", seed: int = 0, devices: int = 1, **preset: Any) -> RunPlan:
+        """The run of ``method`` on one CPU thread a device; ``preset`` overrides keys of the preset (``workers=2``)."""
         return plan_run(
             RunRequest(
                 method=method,
@@ -89,17 +89,18 @@ class Mini:
                 preset="mini",
                 data=self.data,
                 seed=seed,
+                devices=devices,
                 device="cpu",
-                threads=1,
+                threads=devices,
                 overrides=tuple(f"preset.{key}={value}" for key, value in preset.items()),
                 runs=runs,
                 cache=self.cache,
             )
         )
 
-    def job(self, runs: Path, method: str = "erm", seed: int = 0, **preset: Any) -> TrainJob:
+    def job(self, runs: Path, method: str = "erm", seed: int = 0, devices: int = 1, **preset: Any) -> TrainJob:
         """The training of the stage ``lesion``, which looks around the organ."""
-        return self.plan(runs, method, seed, **preset).own.training[-1]
+        return self.plan(runs, method, seed, devices, **preset).own.training[-1]
 
 
 def _write_center(folder: Path, name: str, cases: int) -> None:

@@ -12,6 +12,7 @@ from dgbench.cli.figures import figures
 from dgbench.cli.imported import import_predictions
 from dgbench.cli.shift import shift
 from dgbench.cli.submit import submit, verify
+from dgbench.cli.tune import tune
 
 app = typer.Typer(
     name="dgbench",
@@ -35,6 +36,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 app.command("run")(run.run)
 app.command("plan")(sweep.plan)
 app.command("sweep")(sweep.sweep)
+app.command("tune")(tune)
 app.command("status")(runs.status)
 app.command("logs")(runs.logs)
 app.command("cancel")(runs.cancel)

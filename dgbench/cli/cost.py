@@ -39,7 +39,8 @@ def cost(
         bool,
         typer.Option(
             "--time",
-            help="Measure instead: a training step and a prediction of each stage, peak memory, on this idle machine.",
+            help="Measure instead: a training step (in memory, and with the loader) and a prediction of each stage, peak memory, on this "
+            "idle machine.",
         ),
     ] = False,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measurements of each, with --time.")] = 20,
@@ -52,7 +53,7 @@ def cost(
     from dgbench.evaluation.run_cost import method_cost
     from dgbench.info import MethodInfo
     from dgbench.launch.machine import this_machine
-    from dgbench.launch.plan import split_overrides
+    from dgbench.launch.settings import split_overrides
     from dgbench.protocol import load_protocol
     from dgbench.registry import discover, find_method
 
@@ -64,7 +65,7 @@ def cost(
         names = [name for name, found in discover().items() if isinstance(found, MethodInfo)]
     if len(names) > 1 and method_overrides:
         raise DgbenchError(f"--set {next(iter(method_overrides))}=…: name one method, settings belong to one")
-    n_sources = len(contract.centers) - 1
+    n_sources = contract.n_sources
     if time:
         infos = [find_method(name) for name in names]
         chosen = {info.name: (info, info.configure(method_overrides)) for info in infos}
@@ -134,6 +135,7 @@ def _time(
                 "method": row["method"],
                 **{f"{name} step, ms": _quartiles(stage["training_step"]) for name, stage in row["stages"].items()},
                 f"× {first['method']}": f"{row['step_ms'] / first['step_ms']:.2f}",
+                **{f"{name} with loader, ms": _quartiles(one["loaded_step"]) for name, one in row["stages"].items()},
                 "prediction, ms": f"{row['prediction_ms']:.0f}",
                 "peak memory, MiB": f"{row['peak_mib']:.0f}",
             }
@@ -145,9 +147,15 @@ def _time(
     flips = "eight flips" if resolved.preset.tta else "no flips"
     typer.echo(
         f"\n{resolved.protocol.name}, preset {resolved.preset_name}: medians of {repeats}, methods in turns (quartiles in brackets), on "
-        f"random crops in memory; × of the sum of the steps; prediction: one crop of each stage, {flips}; peak memory of a step above the "
+        f"random crops in memory; × of the sum of the steps; with loader: consecutive steps on crops that the loader cuts from random "
+        f"volumes and augments ({_workers(resolved.preset.workers)}), each method by itself; "
+        f"prediction: one crop of each stage, {flips}; peak memory of a step above the "
         f"built method, the larger of the stages\n{where}"
     )
+
+
+def _workers(number: int) -> str:
+    return "in this process" if number == 0 else "1 worker" if number == 1 else f"{number} workers"
 
 
 def _quartiles(values: dict[str, float]) -> str:

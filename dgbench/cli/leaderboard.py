@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dgbench.cli import options
+from dgbench.cli.console import show
 from dgbench.errors import DgbenchError, suggest
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def leaderboard(
     ] = None,
     table: Annotated[
         str | None,
-        typer.Option("--table", help="The counterpart of a table of the paper: II, III, V or VI; in all its settings."),
+        typer.Option("--table", help="The counterpart of a table of the paper: II to VI; in all its settings."),
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="Show the paper's reported numbers beside; never ranked together.")
@@ -70,19 +72,21 @@ def leaderboard(
     from dgbench.leaderboard.compile import compile_runs
     from dgbench.leaderboard.page.folder import check_folder
     from dgbench.leaderboard.page.site import write_page
-    from dgbench.leaderboard.paper_tables import paper_table, paper_table_sheets
+    from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import View
     from dgbench.leaderboard.results import Compiled
     from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
-    from dgbench.protocol import CHECKPOINTS, load_protocol
+    from dgbench.protocol import CHECKPOINTS, Protocol, load_protocol
 
     if form is TableFormat.html and out is None:
         raise DgbenchError("--format html: name the folder of the page with --out DIR")
     if form is not TableFormat.html and (out is not None or cases is not None):
         option = "--out" if out is not None else "--cases/--no-cases"
         raise DgbenchError(f"{option}: belongs to --format html, not to {form}")
-    contract = load_protocol(protocol)
+    contract, held_out = load_protocol(protocol), None
+    if table is not None and table.upper() == "IV":
+        contract, held_out = in_domain_pair(contract)
     if preset is not None and preset not in contract.presets:
         raise DgbenchError(
             f"unknown preset {preset!r} for protocol {contract.name!r}{suggest(preset, contract.presets)}"
@@ -95,10 +99,9 @@ def leaderboard(
     if runs.exists() and not runs.is_dir():
         raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
     view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
-    reported = load_published() if published else None
-    if reported is not None and contract.name not in reported.protocols:
+    reported = load_published().beside(contract) if published else None
+    if published and reported is None:
         typer.echo(f"nothing is published for protocol {contract.name}", err=True)
-        reported = None
     if table is not None:
         if form not in (TableFormat.table, TableFormat.md):
             raise DgbenchError(f"--table {table}: tables of the paper are printed as table or md, not {form}")
@@ -106,10 +109,14 @@ def leaderboard(
         if wanted.name == "II" and view.threshold != OFFICIAL_THRESHOLD:
             raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")
 
-        def compile_setting(setting: str) -> Compiled:
-            return compile_runs(runs, protocol=contract, preset=preset, view=replace(view, setting=setting))
+        def compile_setting(protocol: Protocol, setting: str) -> Compiled:
+            return compile_runs(runs, protocol=protocol, preset=preset, view=replace(view, setting=setting))
 
-        _print(paper_table_sheets(wanted, compile_setting, reported), form)
+        beside: list[Sheet] = []
+        if held_out is not None:
+            beside = paper_table_sheets(paper_table("III", held_out), partial(compile_setting, held_out))
+            beside = beside if any(sheet.rows for sheet in beside) else []
+        _print(paper_table_sheets(wanted, partial(compile_setting, contract), reported, beside), form)
         return
     if out is not None:
         check_folder(out)
@@ -134,6 +141,4 @@ def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
     if form is TableFormat.md:
         typer.echo(rendering.to_markdown(sheets))
         return
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(rendering.to_rich(sheets))
+    show(lambda width: rendering.to_rich(sheets, width))

@@ -36,33 +36,47 @@ def list_methods(form: options.Format = options.ListFormat.table) -> None:
 def show(name: Annotated[str, typer.Argument()], form: options.Format = options.ListFormat.table) -> None:
     """One method: its settings with defaults and search space, and its card."""
     from dgbench.registry import card, find_method
+    from dgbench.tuning.space import HARNESS, MEANINGS, describe, space_of
 
     info = find_method(name)
     config = info.configure()
+    space = space_of(info, {})
     settings = [
         {
             "key": key,
             "default": json.dumps(value),
             "meaning": info.config.model_fields[key].description or "",
-            "search": str(info.config.space.get(key, "")),
+            "search": describe(space[key]) if key in space else "",
         }
         for key, value in config.model_dump(mode="json").items()
     ]
+    harness = [
+        {"key": key, "default": "", "meaning": f"{MEANINGS[key]} (every method)", "search": describe(domain)}
+        for key, domain in HARNESS.items()
+    ]
     text = card(info)
     if form is options.ListFormat.json:
-        fields = ("name", "target", "title", "paper", "year", "version", "min_sources", "draws_factor")
+        fields = ("name", "target", "title", "paper", "year", "version", "min_sources", "draws_factor", "one_device")
         content = {field: getattr(info, field) for field in fields}
         typer.echo(
             json.dumps(
-                {**content, "needs": sorted(info.needs), "dims": sorted(info.dims), "config": settings, "card": text},
+                {
+                    **content,
+                    "needs": sorted(info.needs),
+                    "dims": sorted(info.dims),
+                    "config": settings,
+                    "tuning": harness,
+                    "card": text,
+                },
                 indent=2,
             )
         )
         return
     typer.echo(f"{info.name}: {info.title}\n{info.paper}, {info.year}\n")
-    if settings:
-        options.print_rows(settings, form)
-        typer.echo("")
+    if info.one_device is not None:
+        typer.echo(f"one device only: {info.one_device}\n")
+    options.print_rows([*settings, *harness], form)
+    typer.echo("")
     typer.echo(text or "(no card)")
 
 

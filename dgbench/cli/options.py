@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dgbench.cli.console import show
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -48,8 +50,25 @@ Set = Annotated[
         "--set", metavar="KEY=VALUE", help="Method setting (KEY), or preset setting (preset.KEY); may be repeated."
     ),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="YAML file with settings, such as the best.yaml of `dgbench tune`; --set wins over it."
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU where there is one.")]
-Devices = Annotated[int, typer.Option("--devices", help="Devices of one run.")]
+Devices = Annotated[
+    int, typer.Option("--devices", help="Devices of one run (part of its key): each takes a batch in every step.")
+]
+RankTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--rank-timeout",
+        metavar="SECONDS",
+        min=1,
+        help="With several devices: one that is silent for so long ends the run; default: ten minutes.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads of one run (part of its key); default: all cores, at most 8."),
@@ -58,7 +77,13 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Forget an earlier run of t
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; start nothing.")]
 NoMlflow = Annotated[bool, typer.Option("--no-mlflow", help="Do not mirror the run to MLflow.")]
 Methods = Annotated[str, typer.Option("--method", help="Method names, separated by commas, or all.")]
-Heldouts = Annotated[str, typer.Option("--heldout", help="Held-out centers, separated by commas, or all.")]
+Heldouts = Annotated[
+    str,
+    typer.Option(
+        "--heldout",
+        help="Held-out centers, separated by commas, or all; in-domain: all folds of them.",
+    ),
+]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds 0 to N-1.")]
 Gpus = Annotated[
     str | None, typer.Option("--gpus", help="GPUs to use, separated by commas; default: all that are visible.")
@@ -90,9 +115,7 @@ def print_rows(rows: list[dict[str, Any]], form: ListFormat) -> None:
     if form is ListFormat.json:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-
-    Console(soft_wrap=False).print(table_of(rows), markup=False)
+    show(lambda _: table_of(rows))
 
 
 def table_of(rows: list[dict[str, Any]]) -> "Table":
@@ -102,7 +125,9 @@ def table_of(rows: list[dict[str, Any]]) -> "Table":
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0] if rows else ("nothing",):
-        table.add_column(name.replace("_", " "), overflow="fold")
+        whole = name in ("name", "method")  # names are never broken
+        least = max((len(str(row[name])) for row in rows), default=0) if whole else None
+        table.add_column(name.replace("_", " "), overflow="fold", no_wrap=whole, min_width=least)
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
     return table

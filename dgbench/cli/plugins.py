@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dgbench.atomic import write_text
 from dgbench.errors import DgbenchError
-from dgbench.protocol import check_name
+from dgbench.frozen import check_name
 
 if TYPE_CHECKING:
     from dgbench.info import MethodInfo

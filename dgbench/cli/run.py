@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgbench.cli import options
+from dgbench.cli.console import show
 
 if TYPE_CHECKING:
     from dgbench.launch.plan import RunPlan, RunRequest
@@ -13,15 +14,23 @@ if TYPE_CHECKING:
 
 def run(
     method: Annotated[str, typer.Option("--method", help="Method name, or package.module:Class.")],
-    heldout: Annotated[str, typer.Option("--heldout", help="The center that training never sees.")],
+    heldout: Annotated[
+        str,
+        typer.Option(
+            "--heldout",
+            help="The center that training never sees; in-domain a fold: RENJI-fold0.",
+        ),
+    ],
     protocol: options.ProtocolOrDefault = None,
     preset: options.Preset = "demo",
     data: options.Data = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the run.")] = 0,
     devices: options.Devices = 1,
+    rank_timeout: options.RankTimeout = None,
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
+    config: options.Config = None,
     runs: options.Runs = Path("runs"),
     cache: options.Cache = options.DEFAULT_CACHE,
     fresh: options.Fresh = False,
@@ -39,9 +48,11 @@ def run(
         data=data,
         seed=seed,
         devices=devices,
+        rank_timeout=rank_timeout,
         device=device,
         threads=threads,
         overrides=tuple(settings or ()),
+        config=config,
         runs=runs,
         cache=options.cache_folder(cache),
     )
@@ -55,6 +66,7 @@ def run(
 
 
 def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
+    from dgbench.launch.adopt import take_over_trials
     from dgbench.launch.execute import execute
     from dgbench.launch.phantom import ensure_data
     from dgbench.launch.plan import plan_run, resolve_request
@@ -66,6 +78,8 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     plan = plan_run(request)
     for warning in warnings_of(plan):
         _say(warning)
+    if plan.own.spec.tuned is not None and not fresh:
+        take_over_trials(plan)
     if not execute(plan, fresh=fresh, say=_say):
         _say("this run is done already; showing the stored result")
     return plan
@@ -114,7 +128,6 @@ def mirror(plan: "RunPlan") -> None:
 
 def _show_result(plan: "RunPlan") -> None:
     import pandas as pd
-    from rich.console import Console
 
     from dgbench.leaderboard.run_table import run_table
     from dgbench.leaderboard.sheets import to_rich
@@ -125,7 +138,7 @@ def _show_result(plan: "RunPlan") -> None:
         [RunFolder(plan.request.runs, part.folder, part.spec).cases() for part in plan.folders], ignore_index=True
     )
     table = run_table(cases, spec=plan.own.spec, protocol=plan.resolved.protocol)
-    Console(soft_wrap=False).print(to_rich([table]))
+    show(lambda width: to_rich([table], width))
     typer.echo(f"run folder  {folder}")
     overlay = folder / "figures" / "overlay.png"
     if overlay.is_file():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgbench.cli import options
+from dgbench.cli.console import show
 from dgbench.errors import DgbenchError
 
 if TYPE_CHECKING:
@@ -127,9 +128,7 @@ def _show(response: "Response", figure: Path, form: options.ListFormat) -> None:
         content = {**to_json(response), "figure": str(figure)}
         typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
         return
-    from rich.console import Console
-
     from dgbench.leaderboard.sheets import to_rich
 
-    Console(soft_wrap=False).print(to_rich([to_sheet(response)]))
+    show(lambda width: to_rich([to_sheet(response)], width))
     typer.echo(f"figure  {figure}")

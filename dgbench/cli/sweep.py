@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dgbench.launch.graph import Graph
     from dgbench.launch.local import Outcome
     from dgbench.launch.plan import RunRequest
+    from dgbench.protocol import Protocol
 
 
 def plan(
@@ -37,7 +38,7 @@ def plan(
     requests = requests_of(
         method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
     )
-    if not is_drawn(requests[0]):
+    if not all(is_drawn(request) for request in _possible(requests)[:1]):
         typer.echo(
             f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
         )
@@ -58,6 +59,7 @@ def sweep(
     preset: options.Preset = "demo",
     data: options.Data = None,
     devices: options.Devices = 1,
+    rank_timeout: options.RankTimeout = None,
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
@@ -79,7 +81,7 @@ def sweep(
         plan(method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache)
         return
     requests = requests_of(
-        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
+        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache, rank_timeout
     )
     graph = graph_of(requests, draw=True)
     if fresh:
@@ -103,6 +105,7 @@ def requests_of(
     settings: list[str] | None,
     runs: Path,
     cache: Path,
+    rank_timeout: float | None = None,
 ) -> "list[RunRequest]":
     """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers."""
     from dgbench.launch.plan import RunRequest
@@ -110,21 +113,20 @@ def requests_of(
     from dgbench.registry import BrokenMethod, discover
 
     contract = options.protocol_name(protocol, data)
+    heldouts = heldouts_of(load_protocol(contract), heldout)
     methods = [name.strip() for name in method.split(",")]
     if method == "all":
         methods = [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
-    centers = [name.strip() for name in heldout.split(",")]
-    if heldout == "all":
-        centers = list(load_protocol(contract).centers)
     return [
         RunRequest(
             method=name,
-            heldout=center,
+            heldout=one,
             protocol=contract,
             preset=preset,
             data=data,
             seed=seed,
             devices=devices,
+            rank_timeout=rank_timeout,
             device=device,
             threads=threads,
             overrides=tuple(settings or ()),
@@ -133,8 +135,14 @@ def requests_of(
         )
         for seed in range(seeds)
         for name in methods
-        for center in centers
+        for one in heldouts
     ]
+
+
+def heldouts_of(protocol: "Protocol", text: str) -> list[str]:
+    """What ``--heldout`` names: centers with commas or all of them, in-domain their folds, or single folds."""
+    names = list(protocol.centers) if text == "all" else [name.strip() for name in text.split(",")]
+    return [one for name in names for one in (protocol.heldouts_of(name) if name in protocol.centers else (name,))]
 
 
 def launch(
@@ -176,21 +184,16 @@ def launch(
 
 def graph_of(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
     """The graph of ``requests``; what can be wrong with any of them is said before anything starts."""
-    from contextlib import suppress
-
     from dgbench.cli.run import warnings_of
-    from dgbench.errors import NotApplicable
     from dgbench.launch.graph import build_graph
     from dgbench.launch.phantom import ensure_data
-    from dgbench.launch.plan import resolve_request
     from dgbench.store.folder import probe_writable
 
-    for request in requests:
-        with suppress(NotApplicable):  # said below, where its turn comes
-            resolve_request(request)
+    possible = _possible(requests)
     if draw:
         probe_writable(requests[0].runs)
-        ensure_data(requests[0])
+        for request in possible[:1]:  # they share the data
+            ensure_data(request)
     graph = build_graph(requests)
     for cell in graph.cells:
         if cell.plan is None:
@@ -198,6 +201,21 @@ def graph_of(requests: "list[RunRequest]", *, draw: bool) -> "Graph":
     for line in dict.fromkeys(line for made in graph.plans for line in warnings_of(made)):
         typer.echo(line, err=True)
     return graph
+
+
+def _possible(requests: "list[RunRequest]") -> "list[RunRequest]":
+    """Those whose method can fill its cell, as far as can be told without data. Raises DgbenchError for what is wrong with any."""
+    from contextlib import suppress
+
+    from dgbench.errors import NotApplicable
+    from dgbench.launch.plan import resolve_request
+
+    possible = []
+    for request in requests:
+        with suppress(NotApplicable):  # its reason is said when the graph is built
+            resolve_request(request)
+            possible.append(request)
+    return possible
 
 
 def _report(graph: "Graph", outcome: "Outcome") -> None:

@@ -15,6 +15,19 @@ from dgbench.protocol import Augmentation
 Floats = NDArray[np.float64]
 
 
+def strengthened(augmentation: Augmentation, strength: float) -> Augmentation:
+    """``augmentation`` with the largest angle (at most 180°) and the noise multiplied by ``strength``; chances and mirroring stay as they
+    are, and so does everything at strength 1."""
+    if strength == 1:
+        return augmentation
+    return augmentation.model_copy(
+        update={
+            "rotation_degrees": min(180.0, augmentation.rotation_degrees * strength),
+            "noise_sd": augmentation.noise_sd * strength,
+        }
+    )
+
+
 def draw_rotation(rng: np.random.Generator, augmentation: Augmentation, ndim: int) -> Floats | None:
     """A rotation matrix (ndim, ndim) in millimetre space with each Euler angle from U(-max, max), or None where none is drawn."""
     drawn = rng.random() < augmentation.rotation_p

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import SAFE_NAME, Protocol, check_name
+from dgbench.frozen import SAFE_NAME, check_name
+from dgbench.protocol import Protocol
 from dgbench.yaml_text import read_yaml
 
 SUFFIX = ".nii.gz"

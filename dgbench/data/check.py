@@ -20,7 +20,9 @@ from dgbench.data.preparation import OnCase
 from dgbench.data.reading import CaseVolumes, Grid, grid_difference, read_image, read_label
 from dgbench.data.splits import MIN_CASES_FOR_VALIDATION
 from dgbench.errors import DgbenchError
-from dgbench.protocol import SAFE_NAME, Percentile, Protocol, Task, Window
+from dgbench.frozen import SAFE_NAME
+from dgbench.protocol import Protocol
+from dgbench.task import Percentile, Task, Window
 
 SPACING_FACTOR = 4.0
 CENTER_SPACING_FACTOR = 10.0

@@ -17,7 +17,7 @@ import yaml
 
 from dgbench.data.case import SUFFIX, load_center
 from dgbench.errors import DgbenchError
-from dgbench.protocol import check_name
+from dgbench.frozen import check_name
 
 PARTS = ("imagesTr", "labelsTr")
 KEPT = ("labels", "modality", "licence", "reference")

@@ -24,7 +24,8 @@ from dgbench.data.case import Case
 from dgbench.data.fingerprint import content_hash
 from dgbench.data.reading import Grid, read_case, read_label
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Percentile, Protocol, Window
+from dgbench.protocol import Protocol
+from dgbench.task import Percentile, Window
 
 VERSION = 1
 FULL_SCALE = 65535

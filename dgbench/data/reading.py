@@ -14,7 +14,7 @@ from dgbench.data import guard
 from dgbench.data.case import Case
 from dgbench.data.nifti import Nifti, load_nifti
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Task
+from dgbench.task import Task
 
 GRID_TOLERANCE_MM = 0.1
 SHOWN_VALUES = 6

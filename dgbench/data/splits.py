@@ -48,7 +48,13 @@ def center_of(case_id: str) -> str:
 
 def order(cases: Iterable[Case], *salt: str) -> list[Case]:
     """``cases`` in a fixed order that depends on their ids and ``salt`` alone."""
-    return sorted(cases, key=lambda case: hashlib.sha256("/".join([*salt, case.id]).encode()).digest())
+    by_id = {case.id: case for case in cases}
+    return [by_id[case_id] for case_id in order_ids(by_id, *salt)]
+
+
+def order_ids(case_ids: Iterable[str], *salt: str) -> list[str]:
+    """Case ids in a fixed order that depends on them and ``salt`` alone."""
+    return sorted(case_ids, key=lambda case_id: hashlib.sha256("/".join([*salt, case_id]).encode()).digest())
 
 
 def validation_count(n_cases: int, fraction: float) -> int:
@@ -62,27 +68,51 @@ def without_validation(split: Split) -> tuple[str, ...]:
     return tuple(name for name in split.sources if name not in validated)
 
 
-def leave_one_center_out(protocol: Protocol, centers: Mapping[str, Center], heldout: str) -> Split:
-    """Train and validate on every other center, test on all cases of ``heldout``.
-
-    Raises DgbenchError for an unknown center, one that would be source and held out at once, or when no source center has enough cases for
-    validation.
-    """
-    if heldout not in protocol.centers:
+def check_heldout(protocol: Protocol, heldout: str) -> None:
+    """Raise DgbenchError unless ``protocol`` can hold ``heldout`` out."""
+    if heldout not in protocol.heldouts:
+        what = "fold" if protocol.folds else "center"
         raise DgbenchError(
-            f"unknown held-out center {heldout!r} for protocol {protocol.name!r}{suggest(heldout, protocol.centers)}"
+            f"unknown held-out {what} {heldout!r} for protocol {protocol.name!r}{suggest(heldout, protocol.heldouts)}"
         )
+
+
+def heldout_parts(protocol: Protocol, center: str, case_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The cases of ``center`` by what is held out together: all of them, or in-domain its folds, which differ by one case at most."""
+    names = protocol.heldouts_of(center)
+    if not protocol.folds:
+        return {center: tuple(case_ids)}
+    ordered = order_ids(case_ids, "fold", protocol.name, str(protocol.version))
+    return {name: tuple(sorted(ordered[fold :: len(names)])) for fold, name in enumerate(names)}
+
+
+def make_split(protocol: Protocol, centers: Mapping[str, Center], heldout: str) -> Split:
+    """The split in which ``heldout`` is judged: train and validate on every other center, or in-domain on the other folds of its own, and
+    on the support centers.
+
+    Raises DgbenchError for an unknown name, a center that would be source and held out at once, folds without a case, or when no source
+    center has enough cases for validation.
+    """
+    check_heldout(protocol, heldout)
+    own = protocol.center_of(heldout)
     support = tuple(name for name in protocol.support_centers if name in centers)
-    sources = tuple(name for name in protocol.centers if name != heldout) + support
-    if heldout in sources or len(set(sources)) != len(sources):
+    sources = ((own,) if protocol.folds else tuple(name for name in protocol.centers if name != own)) + support
+    if own in (support if protocol.folds else sources) or len(set(sources)) != len(sources):
         raise DgbenchError(
             f"held-out {heldout}: protocol {protocol.name} makes it a source too, or a source twice ({', '.join(sources)}) "
             "— name every center once"
         )
+    test = heldout_parts(protocol, own, (case.id for case in centers[own].cases))[heldout]
+    if not test:
+        raise DgbenchError(
+            f"held-out {heldout}: center {own} has {len(centers[own].cases)} cases, fewer than the {protocol.folds} folds of "
+            f"protocol {protocol.name} — add cases"
+        )
     train: list[str] = []
     validation: list[str] = []
     for name in sources:
-        ordered = order(centers[name].cases, "split", protocol.name, str(protocol.version))
+        free = [case for case in centers[name].cases if case.id not in test]
+        ordered = order(free, "split", protocol.name, str(protocol.version))
         n_validation = validation_count(len(ordered), protocol.validation_fraction)
         validation += sorted(case.id for case in ordered[:n_validation])
         train += sorted(case.id for case in ordered[n_validation:])
@@ -92,10 +122,10 @@ def leave_one_center_out(protocol: Protocol, centers: Mapping[str, Center], held
             "and no checkpoint could be selected — add cases"
         )
     return Split(
-        f"loco-{heldout}",
+        f"{'fold' if protocol.folds else 'loco'}-{heldout}",
         sources,
         support,
         tuple(train),
         tuple(validation),
-        tuple(case.id for case in centers[heldout].cases),
+        test,
     )

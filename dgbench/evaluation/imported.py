@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from dgbench import __version__
 from dgbench.atomic import write_bytes, write_json
-from dgbench.errors import DgbenchError, suggest
+from dgbench.data.splits import check_heldout
+from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import NUMBERS, case_metrics
-from dgbench.protocol import Protocol, ResolvedProtocol, check_name, load_protocol
+from dgbench.frozen import check_name
+from dgbench.protocol import Protocol, ResolvedProtocol, load_protocol
 from dgbench.registry import discover
 from dgbench.store.folder import IMPORTED, RunFolder, RunSpec, open_run, read_status, run_folder, write_status
 from dgbench.store.keys import key_of
@@ -70,10 +72,7 @@ def import_predictions(
     contract = load_protocol(protocol) if isinstance(protocol, str) else protocol
     resolved = contract.resolve(preset)
     check_system(name)
-    if heldout not in contract.centers:
-        raise DgbenchError(
-            f"unknown held-out center {heldout!r} for protocol {contract.name!r}{suggest(heldout, contract.centers)}"
-        )
+    check_heldout(contract, heldout)
     rows, predictions, references = _judge(cases, heldout, resolved)
     evaluated = dict(evaluated or dict.fromkeys(("fingerprint", "content"), references))
     record: dict[str, Any] = {"numbers": NUMBERS, "train_keys": {}, **evaluated, "predictions": predictions}
@@ -128,13 +127,13 @@ def _judge(
 ) -> tuple[list[dict[str, Any]], str, str]:
     """The rows in the order of case ids, and a hash over the predictions and one over the references."""
     protocol = resolved.protocol
-    stage = list(protocol.stages)[-1]
+    stage, judged = list(protocol.stages)[-1], protocol.center_of(heldout)
     rows: dict[str, dict[str, Any]] = {}
     hashes: list[tuple[str, str, str]] = []
     for case, prediction, reference, spacing in cases:
         center, _, own = case.partition("/")
-        if center != heldout or not own:
-            raise DgbenchError(f"case {case}: is not of the held-out center — its id must be {heldout}/<case>")
+        if center != judged or not own:
+            raise DgbenchError(f"case {case}: is not of the held-out center — its id must be {judged}/<case>")
         if case in rows:
             raise DgbenchError(f"case {case}: comes twice — give one mask per case")
         try:
@@ -149,7 +148,7 @@ def _judge(
             raise DgbenchError(f"case {case}: {error}") from None
         rows[case] = {
             "case": case,
-            "center": heldout,
+            "center": judged,
             "role": "held-out",
             "stage": stage,
             "setting": f"{protocol.stages[stage].code}-Seg",

@@ -1,4 +1,5 @@
-"""How long methods take on this machine: a training step and a prediction of every stage, on crops that are in memory already.
+"""How long methods take on this machine: a training step and a prediction of every stage, on crops that are in memory already, and a step
+whose crops the loader cuts and augments, with as many workers as the preset has.
 
 Methods take turns, so that what else the machine does hits all of them alike; the first rounds are dropped, the device is waited for, and
 medians with quartiles are reported. Times of a busy machine are wrong: run this on an idle one.
@@ -6,8 +7,9 @@ medians with quartiles are reported. Times of a busy machine are wrong: run this
 
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ import numpy as np
 import torch
 
 from dgbench.atomic import write_json
+from dgbench.data.case import Case
+from dgbench.data.preparation import PreparedCase
+from dgbench.data.reading import Grid
+from dgbench.data.sampling import CropDataset
 from dgbench.inference.predictor import Predictor
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.method import Batch, Method
 from dgbench.protocol import ResolvedProtocol
 from dgbench.seeds import derive_seed
 from dgbench.training.build import build_method, stage_setup
-from dgbench.training.loop import Report
+from dgbench.training.loop import Report, crop_loader
 from dgbench.training.step import AdamMaker, TrainingContext, run_step
 from dgbench.training.validation import stage_predictor
 
@@ -48,10 +54,11 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class StageTiming:
-    """One stage of one method: a training step of the protocol's crop and number of cases, with the optimiser, and the prediction of one
-    crop, flips included where the preset has them."""
+    """One stage of one method: a training step of the protocol's crop and number of cases, with the optimiser, on a batch in memory and
+    with the loader; and the prediction of one crop, flips included where the preset has them."""
 
     training_step: Quartiles
+    loaded_step: Quartiles
     prediction: Quartiles
 
 
@@ -68,12 +75,12 @@ class _Subject:
         device: torch.device,
         precision: str,
     ) -> None:
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.resolved, self.stage = device, precision, resolved, stage
         self.total = resolved.steps(stage, info.draws_factor)
         self.step = self.total // 2
         setup = stage_setup(resolved, stage, n_sources, self.total)
         self.method: Method[Any] = build_method(info, config, setup, 0, device)
-        make = AdamMaker(resolved.preset.stages[stage].lr, resolved.preset.weight_decay)
+        make = AdamMaker(resolved.preset.stages[stage].lr, resolved.weight_decay(stage))
         self.optimizers = list(self.method.configure_optimizers(make))
         self.batch = synthetic_batch(info, resolved, stage, n_sources).to(device)
         deployed: Method[Any] = build_method(info, config, setup, 0, device)
@@ -83,8 +90,8 @@ class _Subject:
         )
         self.roi = self.batch.image[0].cpu().numpy()
 
-    def train(self) -> float:
-        """Seconds of one step."""
+    def train(self, batch: Callable[[], Batch] | None = None) -> float:
+        """Seconds of one step on ``batch``, its making included; on the one in memory by default."""
         torch.manual_seed(derive_seed(0, "timing", self.step))
         context = TrainingContext(
             step=self.step % self.total,
@@ -94,10 +101,31 @@ class _Subject:
             precision=self.precision,
         )
         started = _clock(self.device)
-        run_step(self.method, self.batch, context)
+        run_step(self.method, self.batch if batch is None else batch(), context)
         seconds = _clock(self.device) - started
         self.step += 1
         return seconds
+
+    def train_loaded(self, cases: Sequence[PreparedCase], repeats: int) -> list[float]:
+        """Seconds of a step on crops of ``cases`` that the loader makes as in training, ``repeats`` times the mean over as many
+        consecutive steps as there are workers: these finish together, and only their rounds are even. To be called after :meth:`train`, as
+        workers would get ahead of a slow first step."""
+        workers = self.resolved.preset.workers
+        block = max(1, workers)
+        dataset = CropDataset(
+            cases=cases,
+            domains=[int(case.case.center) for case in cases],
+            stage=self.resolved.protocol.stages[self.stage],
+            crop=self.resolved.preset.stages[self.stage].crop,
+            k=self.resolved.cases_per_step(self.stage),
+            seed=derive_seed(0, "timing", self.stage),
+            augmentation=self.resolved.protocol.augmentation,
+            plan=[self.method.sampling(step % self.total, self.total) for step in range((WARM_UP + repeats) * block)],
+            donors=self.batch.donor is not None,
+        )
+        batches = iter(crop_loader(dataset, range(len(dataset)), workers, self.device))
+        seconds = [self.train(lambda: Batch(**next(batches)).to(self.device)) for _ in dataset.plan]
+        return [sum(seconds[first : first + block]) / block for first in range(WARM_UP * block, len(seconds), block)]
 
     def predict(self) -> float:
         """Seconds of one prediction."""
@@ -117,21 +145,31 @@ def time_stage(
     repeats: int,
     report: Report,
 ) -> dict[str, StageTiming]:
-    """Time ``stage`` of every method, in turns. ``repeats`` (at least 1) measurements each, after :data:`WARM_UP` that are dropped."""
+    """Time ``stage`` of every method, in turns, and then with the loader one after the other, as workers that make batches ahead would
+    help a method while others have their turn. ``repeats`` (at least 1) measurements each, after :data:`WARM_UP` that are dropped."""
     subjects = {
         name: _Subject(info, config, resolved, stage, n_sources, device, precision)
         for name, (info, config) in methods.items()
     }
     trained: dict[str, list[float]] = {name: [] for name in subjects}
     predicted: dict[str, list[float]] = {name: [] for name in subjects}
-    rounds = WARM_UP + repeats
-    for turn in range(rounds):
+    turns = WARM_UP + repeats
+    work = turns + len(subjects)
+    for turn in range(turns):
         for name, subject in subjects.items():
             trained[name].append(subject.train())
             predicted[name].append(subject.predict())
-        report(turn + 1, rounds, stage)
+        report(turn + 1, work, stage)
+    loaded: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="dgbench-timing-") as folder:
+        cases = synthetic_cases(resolved, stage, n_sources, Path(folder))
+        for number, (name, subject) in enumerate(subjects.items(), start=1):
+            loaded[name] = subject.train_loaded(cases, repeats)
+            report(turns + number, work, stage)
     return {
-        name: StageTiming(Quartiles.of(trained[name][WARM_UP:]), Quartiles.of(predicted[name][WARM_UP:]))
+        name: StageTiming(
+            *(Quartiles.of(seconds) for seconds in (trained[name][WARM_UP:], loaded[name], predicted[name][WARM_UP:]))
+        )
         for name in subjects
     }
 
@@ -147,6 +185,30 @@ def synthetic_batch(info: MethodInfo, resolved: ResolvedProtocol, stage: str, n_
     label = torch.nn.functional.pad(label, margins)
     donor = image.roll(1, 0) if "donor" in info.needs else None
     return Batch(image, label, torch.arange(n_cases) % n_sources, donor)
+
+
+def synthetic_cases(resolved: ResolvedProtocol, stage: str, n_sources: int, folder: Path) -> list[PreparedCase]:
+    """Two prepared cases of random voxels per source center (named by its index) in ``folder``, half as long again as a crop of ``stage``
+    on every axis, with a block in the middle that is what the stage looks at and for."""
+    task, settings = resolved.protocol.task, resolved.protocol.stages[stage]
+    crop = [length * settings.downsample for length in resolved.preset.stages[stage].crop]
+    size = tuple(length + length // 2 for length in crop)
+    low, high = tuple(length // 3 for length in size), tuple(2 * length // 3 for length in size)
+    label = np.zeros(size, np.uint8)
+    label[tuple(slice(*ends) for ends in zip(low, high, strict=True))] = settings.target[0]
+    looked_at = {*settings.target, *(settings.roi.labels if settings.roi else ())}
+    grid = Grid(size, task.spacing, (0.0,) * len(size), tuple(np.eye(len(size)).ravel().tolist()))
+    cases = []
+    for number in range(2 * n_sources):
+        place = folder / str(number)
+        place.mkdir()
+        voxels = np.random.Generator(np.random.PCG64(derive_seed(0, "timing", stage, number)))
+        np.save(place / "image.npy", voxels.integers(0, 2**16, (1, *size), np.uint16))
+        np.save(place / "label.npy", label)
+        case = Case(str(number % n_sources), f"random_{number}", place / "image.npy", place / "label.npy")
+        boxes = dict.fromkeys(looked_at, (low, high))
+        cases.append(PreparedCase(case, place, size, task.spacing, grid, boxes))
+    return cases
 
 
 def measure_memory(content: tuple[Any, ...], report: Report) -> None:

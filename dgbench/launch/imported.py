@@ -38,7 +38,7 @@ def import_folder(
         raise DgbenchError(f"{folder}: no such folder — name the folder with one {SUFFIX} per held-out case")
     ensure_data(request)
     plan = plan_run(request)
-    files = _files(folder, plan.centers[request.heldout].cases)
+    files = _files(folder, [case for case in plan.evaluated(plan.own) if case.id in plan.split.test])
     identity = evaluation_identity(plan, plan.own)
     return import_predictions(
         _read(files, plan, tuple(target)),

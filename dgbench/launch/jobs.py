@@ -8,7 +8,7 @@ status is written last. So any number of processes, on any number of machines wi
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from dgbench.errors import DgbenchError, Interrupted
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
+from dgbench.launch.ranks import run_ranks
 from dgbench.launch.request import write_request
 from dgbench.launch.worker import LOG_NAME, PROCESS_LOCK, JobDied
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs, read_status, write_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.lock import LOCK_NAME, FolderLock
+from dgbench.store.study import keep_study
 from dgbench.training.job import TrainJob
 
 Say = Callable[[str], None]
@@ -149,7 +151,10 @@ def prepare_folder(job: Job) -> None:
     folder = make_folder(job.part.folder)
     write_json(folder / "spec.json", job.part.spec.dump())
     write_json(folder / "env.json", environment())
-    write_request(folder, job.plan.request)
+    request = job.plan.request
+    if job.part.spec.tuned is not None and request.config is not None:
+        request = replace(request, config=keep_study(request.config, folder))
+    write_request(folder, request)
 
 
 def give_up(job: Job, reason: str) -> None:
@@ -241,7 +246,7 @@ def log_lines(folder: Path, lines: Iterable[str]) -> None:
 def _train(part: FolderPlan, training: TrainJob, run: RunJob, say: Say) -> None:
     _refuse_another_key(training)
     write_json(training.folder / "spec.json", {"key": training.key, **training.identity})
-    count, k = training.steps, training.resolved.cases_per_step(training.stage)
+    count, k = training.steps, training.cases_per_step
     text = f"train {training.stage} with {training.info.name}: {count} steps of {k} cases"
     say(text)
     log_lines(training.folder, [text])
@@ -286,7 +291,10 @@ def _evaluate(plan: RunPlan, part: FolderPlan, run: RunJob, say: Say) -> None:
 def _train_job(job: TrainJob, report: Any) -> None:
     from dgbench.training.loop import train
 
-    train(job, report)
+    if job.devices == 1:
+        train(job, report)
+    else:
+        run_ranks(job, report)
 
 
 def _evaluate_job(content: tuple[Path, RunSpec, tuple[Any, ...]], report: Any) -> None:

@@ -28,21 +28,28 @@ class Machine:
 
 
 def this_machine(precisions: Mapping[Any, str], *, device: str | None, threads: int | None, devices: int) -> Machine:
-    """The machine as asked for, or as found: a GPU where torch sees one, else the CPU with at most eight threads.
+    """The machine as asked for, or as found: a GPU where torch sees one, else the CPU with at most eight threads, which the ``devices`` of
+    a run divide among them.
 
     torch is only imported where the operating system shows an NVIDIA device. Raises DgbenchError for what is not there.
     """
     if device not in (None, "cpu", "cuda"):
         raise DgbenchError(f"unknown device {device!r} — known: cpu, cuda")
-    if devices != 1:
-        raise DgbenchError(
-            f"--devices {devices}: one run uses one device in this version — start runs side by side instead"
-        )
+    if devices < 1:
+        raise DgbenchError(f"--devices {devices}: a run has one device or more")
     chosen = device or ("cuda" if _cuda() else "cpu")
     if device == "cuda" and not _cuda():
         raise DgbenchError("--device cuda: torch sees no CUDA device on this machine — see `dgbench doctor`")
-    count = threads or min(len(os.sched_getaffinity(0)), MAX_DEFAULT_THREADS)
-    return Machine(chosen, precisions.get(chosen, "fp32"), count, ".".join(version("torch").split(".")[:2]))
+    cores = len(os.sched_getaffinity(0))
+    if devices > 1 and devices > (present := cores if chosen == "cpu" else len(visible_gpus())):
+        what = "CPU core" if chosen == "cpu" else "GPU"
+        raise DgbenchError(f"--devices {devices}: this machine has {present} {what}{'s' if present > 1 else ''}")
+    count = threads or max(devices, min(cores, MAX_DEFAULT_THREADS))
+    if count < devices:
+        raise DgbenchError(
+            f"--threads {count}: {devices} devices divide the threads of a run — give at least {devices}"
+        )
+    return Machine(chosen, precisions.get(chosen, "fp32"), count, ".".join(version("torch").split(".")[:2]), devices)
 
 
 def visible_gpus() -> list[str]:

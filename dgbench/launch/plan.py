@@ -11,15 +11,16 @@ from dgbench import __version__
 from dgbench.data.case import Case, Center, load_centers
 from dgbench.data.fingerprint import center_fingerprint, set_fingerprint
 from dgbench.data.preparation import VERSION as PREPARATION
-from dgbench.data.splits import Split, leave_one_center_out
-from dgbench.errors import DgbenchError, NotApplicable, suggest
+from dgbench.data.splits import Split, check_heldout, heldout_parts, make_split
+from dgbench.errors import DgbenchError, NotApplicable
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.machine import Machine, this_machine
+from dgbench.launch.settings import Settings, check_data, resolve_settings
 from dgbench.protocol import PhantomSize, ResolvedProtocol, load_protocol
 from dgbench.registry import find_method
-from dgbench.store.folder import SHARED_METHOD, RunSpec, read_status, run_folder
+from dgbench.store.folder import SHARED_METHOD, RunSpec, TunedRef, read_status, run_folder
 from dgbench.store.keys import key_of
-from dgbench.training.job import RECIPE, TrainJob, protocol_reference
+from dgbench.training.job import RANK_TIMEOUT, RECIPE, TrainJob, protocol_reference
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,19 @@ class RunRequest:
     data: Path | None = None
     seed: int = 0
     devices: int = 1
+    rank_timeout: float | None = None
     device: str | None = None
     threads: int | None = None
     overrides: tuple[str, ...] = ()
+    config: Path | None = None
     runs: Path = Path("runs")
     cache: Path = Path.home() / ".cache" / "dgbench"
 
-    def command(self) -> str:
-        """The command line that asks for this run."""
-        parts = ["dgbench", "run", "--method", self.method, "--heldout", self.heldout]
+    def command(self, verb: str = "run") -> str:
+        """The command line that asks for this run, or with another ``verb`` for something else with the same options."""
+        parts = ["dgbench", verb, "--method", self.method, "--heldout", self.heldout]
         defaults = RunRequest(self.method, self.heldout)
-        for name in ("protocol", "preset", "data", "seed", "devices", "device", "threads", "runs"):
+        for name in ("protocol", "preset", "data", "seed", "devices", "device", "threads", "config", "runs"):
             if getattr(self, name) != getattr(defaults, name):
                 parts += [f"--{name}", str(getattr(self, name))]
         return shlex.join([*parts, *(word for override in self.overrides for word in ("--set", override))])
@@ -86,23 +89,6 @@ class RunPlan:
         return tuple(cases[case_id] for case_id in wanted)
 
 
-def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """``--set`` texts as (preset overrides without their ``preset.`` prefix, method configuration). Raises DgbenchError for a text
-    without '='."""
-    preset: dict[str, str] = {}
-    method: dict[str, str] = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise DgbenchError(f"--set {text!r}: expected key=value")
-        key = key.strip()
-        if key.startswith("preset."):
-            preset[key.removeprefix("preset.")] = value
-        else:
-            method[key] = value
-    return preset, method
-
-
 def data_folder(request: RunRequest, resolved: ResolvedProtocol) -> tuple[Path, str | None]:
     """Where the data is and, for the cached phantom, its identity: the recipe's fingerprint."""
     phantom = resolved.preset.phantom
@@ -134,21 +120,24 @@ def phantom_recipe(size: PhantomSize) -> Any:
 
 def resolve_request(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, MethodConfig]:
     """Protocol, method and configuration of a request, all validated (and its device too), before anything is read or written."""
+    info, settings = _resolve(request)
+    return settings.resolved, info, settings.config
+
+
+def _resolve(request: RunRequest) -> tuple[MethodInfo, Settings]:
     protocol = load_protocol(request.protocol)
-    preset_overrides, method_overrides = split_overrides(request.overrides)
-    resolved = protocol.resolve(request.preset, preset_overrides)
-    if request.heldout not in protocol.centers:
-        raise DgbenchError(
-            f"unknown held-out center {request.heldout!r} for protocol {protocol.name!r}{suggest(request.heldout, protocol.centers)}"
-        )
+    check_heldout(protocol, request.heldout)
     if request.seed < 0:
         raise DgbenchError(f"--seed {request.seed}: a seed is a whole number from 0 up")
     info = find_method(request.method)
     if protocol.task.ndim not in info.dims:
         works = " or ".join(f"{ndim}D" for ndim in sorted(info.dims))
         raise NotApplicable(f"method {info.name} works in {works}, protocol {protocol.name} is {protocol.task.ndim}D")
-    _machine(request, resolved)
-    return resolved, info, info.configure(method_overrides)
+    if request.devices > 1 and info.one_device is not None:
+        raise NotApplicable(f"method {info.name} runs on one device: {info.one_device}")
+    settings = resolve_settings(protocol, request.preset, info, request.heldout, request.overrides, request.config)
+    _machine(request, settings.resolved)
+    return info, settings
 
 
 def _machine(request: RunRequest, resolved: ResolvedProtocol) -> Machine:
@@ -158,11 +147,11 @@ def _machine(request: RunRequest, resolved: ResolvedProtocol) -> Machine:
 
 def plan_run(request: RunRequest) -> RunPlan:
     """The graph of one run. The data folder must exist; only source files are read, to fingerprint them."""
-    resolved, info, config = resolve_request(request)
+    info, (resolved, config, tuned) = _resolve(request)
     protocol = resolved.protocol
     folder, identity = data_folder(request, resolved)
     centers = load_centers(folder, protocol)
-    split = leave_one_center_out(protocol, centers, request.heldout)
+    split = make_split(protocol, centers, request.heldout)
     if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
         raise NotApplicable(
             f"method {info.name} needs at least {info.min_sources} source centers, with {request.heldout} held out there are {n_sources}"
@@ -174,15 +163,21 @@ def plan_run(request: RunRequest) -> RunPlan:
     if shared_names:
         recipe = find_method(str(protocol.stages[shared_names[0]].recipe))
         shared = builder.folder_plan(SHARED_METHOD, recipe, recipe.configure(), shared_names, {})
-    own = builder.folder_plan(info.name, info, config, own_names, dict(shared.spec.stages) if shared else {})
+    own = builder.folder_plan(info.name, info, config, own_names, dict(shared.spec.stages) if shared else {}, tuned)
+    if tuned is not None and request.config is not None:
+        check_data(request.config, own.spec.data)
     return RunPlan(request, resolved, centers, split, identity, shared, own)
 
 
-def run_key(resolved: ResolvedProtocol, stages: Mapping[str, str], shared: Mapping[str, str]) -> str:
-    """The key of a run from the train keys of its own and its shared stages."""
+def run_key(
+    resolved: ResolvedProtocol, stages: Mapping[str, str], shared: Mapping[str, str], tuned: TunedRef | None = None
+) -> str:
+    """The key of a run from the train keys of its own and its shared stages. A tuned run is another one than a run with the same
+    configuration that nothing selected: it belongs to another row."""
     preset = resolved.preset
     judged = {"tta": preset.tta, "thresholds": preset.thresholds, "checkpoints": preset.checkpoints}
-    return key_of({"evaluation": judged, "stages": stages, "shared": shared})
+    study = {} if tuned is None else {"tuned": tuned.model_dump(mode="json")}
+    return key_of({"evaluation": judged, "stages": stages, "shared": shared, **study})
 
 
 def judged_how(resolved: ResolvedProtocol) -> dict[str, Any]:
@@ -208,11 +203,17 @@ class _Builder:
     identity: str | None
 
     def folder_plan(
-        self, name: str, info: MethodInfo, config: MethodConfig, stages: Sequence[str], earlier: dict[str, Any]
+        self,
+        name: str,
+        info: MethodInfo,
+        config: MethodConfig,
+        stages: Sequence[str],
+        earlier: dict[str, Any],
+        tuned: TunedRef | None = None,
     ) -> FolderPlan:
         jobs = [self.train_job(stage, info, config) for stage in stages]
         keys = {job.stage: job.key for job in jobs}
-        key = run_key(self.resolved, keys, {stage: link.key for stage, link in earlier.items()})
+        key = run_key(self.resolved, keys, {stage: link.key for stage, link in earlier.items()}, tuned)
         protocol = self.resolved.protocol
         folder = run_folder(self.request.runs, protocol.name, self.request.heldout, name, self.request.seed, key)
         own = {
@@ -241,20 +242,31 @@ class _Builder:
                 "data": {"centers": self.data_identity()},
                 "environment": self.machine.identity(),
                 "command": self.request.command(),
+                "tuned": tuned,
             }
         )
         return FolderPlan(folder, spec, tuple(replace(job, folder=folder / job.stage) for job in jobs))
 
     def data_identity(self) -> dict[str, str]:
-        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center that may be a source."""
+        """What must be equal for two runs to share a table: the phantom's recipe, or the cases of each center, or each fold, that may be a
+        source."""
         protocol = self.resolved.protocol
         if self.identity is not None:
             return {"phantom": self.identity}
-        wanted = [name for name in (*protocol.centers, *protocol.support_centers) if name != self.request.heldout]
-        return {
-            name: center_fingerprint(self.centers[name], self.request.cache) if name in self.centers else "absent"
-            for name in wanted
-        }
+        heldout, cache, centers = self.request.heldout, self.request.cache, self.centers
+        if protocol.folds:
+            cases = {case.id: case for case in centers[protocol.center_of(heldout)].cases}
+            folds = heldout_parts(protocol, protocol.center_of(heldout), cases)
+            own = {
+                name: set_fingerprint((cases[case_id] for case_id in ids), cache)
+                for name, ids in folds.items()
+                if name != heldout
+            }
+            wanted = protocol.support_centers
+        else:
+            own, wanted = {}, tuple(name for name in (*protocol.centers, *protocol.support_centers) if name != heldout)
+        whole = {name: center_fingerprint(centers[name], cache) if name in centers else "absent" for name in wanted}
+        return {**own, **whole}
 
     def train_job(self, stage: str, info: MethodInfo, config: MethodConfig) -> TrainJob:
         resolved = self.resolved
@@ -264,7 +276,7 @@ class _Builder:
         identity = {
             "recipe": RECIPE,
             "stage": stage,
-            "steps": resolved.steps(stage, info.draws_factor),
+            "steps": resolved.steps(stage, info.draws_factor, self.machine.devices),
             "preparation": PREPARATION,
             "protocol": resolved.identity(stage),
             "method": {
@@ -295,6 +307,8 @@ class _Builder:
             precision=self.machine.precision,
             threads=self.machine.threads,
             runs=self.request.runs,
+            devices=self.machine.devices,
+            rank_timeout=self.request.rank_timeout or RANK_TIMEOUT,
         )
 
 
@@ -312,12 +326,13 @@ def describe_plan(request: RunRequest) -> list[str]:
     if identity is not None and not (folder / "phantom.json").is_file():
         return [*lines, "the phantom is not drawn yet: `dgbench run` draws it first"]
     plan = plan_run(request)
+    devices = f" on {request.devices} devices" if request.devices > 1 else ""
     for part in plan.folders:
         lines.append(f"folder    {part.folder}")
         for job in part.training:
             state = read_status(job.folder).state
             lines.append(
-                f"  train   {job.stage}: {job.steps} steps, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
+                f"  train   {job.stage}: {job.steps} steps{devices}, key {job.key[:8]}, {len(job.split.train)} cases, {state}"
             )
         lines.append(f"  judge   {len(plan.evaluated(part))} cases, {read_status(part.folder / 'evaluation').state}")
     return lines

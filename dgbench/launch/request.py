@@ -7,8 +7,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from dgbench.atomic import read_json, write_json
 from dgbench.errors import DgbenchError
+from dgbench.frozen import one_line
 from dgbench.launch.plan import RunRequest
-from dgbench.protocol import one_line
 
 REQUEST = "request.json"
 """In a run folder: the request that made it. It names folders of this machine, so records leave it out."""
@@ -21,6 +21,7 @@ def write_request(folder: Path, request: RunRequest) -> None:
         request,
         protocol=str(protocol.absolute()) if protocol.suffix in (".yaml", ".yml") else request.protocol,
         data=None if request.data is None else request.data.absolute(),
+        config=None if request.config is None else request.config.absolute(),
         cache=request.cache.absolute(),
     )
     values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(absolute).items()}

@@ -19,9 +19,9 @@ from pydantic import Field, ValidationError
 
 from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError
+from dgbench.frozen import Frozen, one_line
 from dgbench.launch.graph import Graph
 from dgbench.launch.jobs import Job, is_cancelled, prepare_folder
-from dgbench.protocol import Frozen, one_line
 from dgbench.store.folder import RunFolder, read_status, write_status
 from dgbench.yaml_text import read_yaml
 
@@ -75,7 +75,7 @@ def script_of(job: Job, config: SlurmConfig, *, mirrored: bool) -> str:
         f"--time={config.time}",
         f"--mem={config.memory}",
         "--ntasks=1",
-        f"--cpus-per-task={environment.threads * devices if environment.device == 'cpu' else environment.threads}",
+        f"--cpus-per-task={environment.threads}",
     ]
     if environment.device == "cuda":
         settings.append(f"--gres={config.gres}:{devices}")

@@ -44,8 +44,16 @@ def time_methods(
     rows = []
     for name in methods:
         own = {stage: measured["stages"][stage][name] for stage in stages}
-        sums = {kind: sum(one[kind]["median"] for one in own.values()) for kind in ("training_step", "prediction")}
-        summed = {"step_ms": sums["training_step"], "prediction_ms": sums["prediction"], "peak_mib": memory[name]}
+        sums = {
+            kind: sum(one[kind]["median"] for one in own.values())
+            for kind in ("training_step", "loaded_step", "prediction")
+        }
+        summed = {
+            "step_ms": sums["training_step"],
+            "loaded_step_ms": sums["loaded_step"],
+            "prediction_ms": sums["prediction"],
+            "peak_mib": memory[name],
+        }
         rows.append({"method": name, **summed, "stages": own})
     described = environment()
     return {
@@ -54,6 +62,7 @@ def time_methods(
             "driver": measured["driver"],
             "precision": machine.precision,
             "threads": machine.threads,
+            "workers": resolved.preset.workers,
             "torch": described["packages"]["torch"],
             "dgbench": __version__,
         },

@@ -223,7 +223,7 @@ def _child(
 def _outcome(
     sender: Connection, function: Callable[[Any, Any], None], job: Any, title: str, folder: Path, alone: bool
 ) -> tuple[str, str]:
-    try:
+    def work() -> None:
         if not alone:
             _print_into(folder / LOG_NAME)
         with (
@@ -231,6 +231,15 @@ def _outcome(
             progress(title, log=folder / LOG_NAME, show=alone) as show,
         ):
             function(job, _telling(sender, show))
+
+    return outcome_of(work, title, folder)
+
+
+def outcome_of(work: Callable[[], None], title: str, folder: Path) -> tuple[str, str]:
+    """Do ``work`` and tell how it ended: "done", "interrupted", "error" or "memory", and a line; a fault of our own leaves its trace in
+    ``folder``."""
+    try:
+        work()
     except Interrupted as stop:
         return "interrupted", str(stop)
     except DgbenchError as error:

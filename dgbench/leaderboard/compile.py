@@ -1,9 +1,10 @@
 """A leaderboard as a pure function of run folders.
 
 One table per (dgbench Major.Minor, protocol version and content, preset, identity of the data), because only runs that agree in all of
-these are comparable; one row per (method, version, config, preset overrides). A row's number per center is the mean over cases, then over
-seeds; its mean is the equal-weight mean over centers. A row with a missing run has no mean and no rank, and a center with a missing
-seed has no number: the hole is listed with its reason and the command that fills it.
+these are comparable; one row per (method, version, config, preset overrides). A row's number per center is the mean over cases (in-domain
+those of all folds together, each judged once), then over seeds; its mean is the equal-weight mean over centers. A row with a missing run
+has no mean and no rank, and a center with a missing seed or fold has no number: the hole is listed with its reason and the command that
+fills it.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard import notes as notes_on
@@ -29,10 +30,9 @@ from dgbench.leaderboard.records import (
     refuse_partial,
     retarget,
     row_labels,
+    tuning_command,
 )
 from dgbench.leaderboard.results import (
-    AMONG_DETECTED,
-    COUNTS,
     METRICS,
     CenterResult,
     Compiled,
@@ -42,9 +42,11 @@ from dgbench.leaderboard.results import (
     Score,
     Table,
 )
+from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
+from dgbench.store.tiers import lowest_tier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,6 +100,7 @@ def compile_runs(
     return Compiled(
         protocol=protocol.name,
         kind=protocol.kind,
+        folds=protocol.folds,
         view=view,
         policy=policy,
         tables=tuple(
@@ -107,24 +110,19 @@ def compile_runs(
     )
 
 
-class _Result(NamedTuple):
-    """The means of one counted run and its counts."""
-
-    record: Record
-    means: Mapping[str, float]
-    counts: Mapping[str, int]
-
-
 def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, view: View) -> Table:
     records = refuse_partial(records)
-    results, records, resolved = _summaries(records, policy)
+    single, records, resolved = summaries(records, policy)
     rows: dict[RowKey, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
+    rows = dict(sorted(rows.items(), key=lambda item: item[0].devices))  # the baseline is the first of its name
     centers = _centers(records, protocol)
     plain = [record for record in records if not (record.spec.protocol.modified or record.spec.method.imported)]
     seeds = _seeds(plain or records)
     labels = row_labels(rows)
+    heldouts = {center: protocol.heldouts_of(center) for center in centers}
+    results = Results(single, resolved)
     baseline = next(
         (_costs(members) for key, members in rows.items() if key.method == BASELINE and not key.modified), None
     )
@@ -133,11 +131,11 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     compiled: list[Row] = []
     for key, members in rows.items():
         expected = _seeds(members) if key.modified or key.imported else seeds
-        row, holes = _row(key, labels[key], members, results, centers, expected, view)
+        row, holes = _row(key, labels[key], members, results, heldouts, expected, view)
         row = replace(row, cost=row_cost(_costs(members), baseline))
         compiled.append(row)
         missing += holes
-    one_run = {result.record.spec.heldout: result.counts for result in results.values()}
+    one_run = counts_of_one_seed(single, protocol)
     return Table(
         dgbench=tuple(sorted({record.spec.dgbench for record in records})),
         protocol_version=records[0].spec.protocol.version,
@@ -155,89 +153,37 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     )
 
 
-def _summaries(
-    records: list[Record], policy: policies.Policy
-) -> tuple[dict[str, _Result], list[Record], "pd.DataFrame | None"]:
-    """The result of each counted run by folder, the records again (a run that cannot be averaged is no longer counted), and the resolved
-    case rows of all runs."""
-    resolved, reasons = _resolve({record.folder: record.rows for record in records if record.rows is not None}, policy)
-    lines: dict[str, dict[Any, Any]] = {}
-    if resolved is not None:
-        lines = {line["folder"]: line for line in policies.summarise(resolved, by=["folder"]).to_dict("records")}
-    results: dict[str, _Result] = {}
-    for record in records:
-        if (line := lines.get(record.folder)) is None:
-            continue
-        means = {metric: float(line[f"{metric}_mean"]) for metric in (*METRICS, *AMONG_DETECTED)} | _detection(
-            record, line
-        )
-        if math.isnan(means["dsc"]):
-            reasons[record.folder] = f"no case left to average: policy {policy.name} excludes all {int(line['n'])}"
-        else:
-            results[record.folder] = _Result(record, means, {count: int(line[count]) for count in COUNTS})
-    counted = [
-        record.without_rows(reasons[record.folder]) if record.folder in reasons else record for record in records
-    ]
-    return results, counted, resolved
-
-
-def _detection(record: Record, line: Mapping[str, Any]) -> dict[str, float]:
-    """:data:`DETECTION` of one run from its summary; ``NaN`` where there is nothing to find, or no lesion-free case was evaluated."""
-    free = None if record.lesion_free is None else record.lesion_free["n_false_positive"].dropna()
-    return {
-        "sensitivity": line["n_lesions_found"] / line["n_lesions"] if line["n_lesions"] else math.nan,
-        "false_positives": line["n_false_positive"] / line["n"],
-        "false_positives_lesion_free": math.nan if free is None or free.empty else float(free.mean()),
-    }
-
-
-def _resolve(
-    rows: Mapping[str, "pd.DataFrame"], policy: policies.Policy
-) -> tuple["pd.DataFrame | None", dict[str, str]]:
-    """Resolved rows of all runs in one frame, and why the rows of some runs are not in it. One pass unless a row is damaged."""
-    import pandas as pd
-
-    if not rows:
-        return None, {}
-    try:
-        return policies.apply_policy(pd.concat(rows, names=["folder"]).reset_index("folder"), policy), {}
-    except DgbenchError:
-        reasons: dict[str, str] = {}
-        for folder, frame in rows.items():
-            try:
-                policies.apply_policy(frame, policy)
-            except DgbenchError as error:
-                reasons[folder] = f"evaluation is damaged: {error}"
-        resolved, _ = _resolve({folder: frame for folder, frame in rows.items() if folder not in reasons}, policy)
-        return resolved, reasons
-
-
 def _row(
     key: RowKey,
     label: str,
     members: list[Record],
-    results: Mapping[str, _Result],
-    centers: Sequence[str],
+    results: Results,
+    heldouts: Mapping[str, Sequence[str]],
     seeds: Sequence[int],
     view: View,
 ) -> tuple[Row, list[Missing]]:
     notes: list[str] = []
     missing: list[Missing] = []
-    finished: dict[str, dict[int, _Result]] = {center: {} for center in centers}
+    centers = list(heldouts)
+    finished: dict[str, dict[int, Result]] = {center: {} for center in centers}
     for center in centers:
         for seed in seeds:
-            cell = [record for record in members if record.spec.heldout == center and record.spec.seed == seed]
-            counted = sorted(
-                (record for record in cell if record.folder in results), key=lambda r: (r.updated, r.folder)
-            )
-            if counted:
-                finished[center][seed] = results[counted[-1].folder]
-            else:
-                missing.append(_hole(label, cell, members, center, seed))
-            if len(counted) > 1:
-                notes.append(
-                    f"{center} seed {seed}: {len(counted)} finished runs, the latest counts ({counted[-1].folder})"
+            latest: list[Record] = []
+            for heldout in heldouts[center]:
+                cell = [record for record in members if record.spec.heldout == heldout and record.spec.seed == seed]
+                counted = sorted(
+                    (record for record in cell if record.folder in results.single), key=lambda r: (r.updated, r.folder)
                 )
+                if counted:
+                    latest.append(counted[-1])
+                else:
+                    missing.append(_hole(label, cell, members, center, heldout, seed))
+                if len(counted) > 1:
+                    notes.append(
+                        f"{heldout} seed {seed}: {len(counted)} finished runs, the latest counts ({counted[-1].folder})"
+                    )
+            if len(latest) == len(heldouts[center]):
+                finished[center][seed] = results.of(latest)
     complete = not missing
     mean = (
         _scores([_over_centers([finished[center][seed] for center in centers]) for seed in seeds]) if complete else {}
@@ -248,7 +194,7 @@ def _row(
         label=label,
         method=key.method,
         version=key.version,
-        config=members[0].spec.method.config,
+        config=notes_on.common_config(members),
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
         imported=key.imported,
@@ -258,6 +204,7 @@ def _row(
         worst=worst,
         rank=None,
         cost=None,
+        record=lowest_tier(record.tier for record in members if record.rows is not None),
         stamps=notes_on.stamps(members),
         notes=(
             *notes_on.stamps(members),
@@ -276,10 +223,11 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableSt
     if resolved is None or not complete:
         return None
     folders = {
-        run.folder: (label, seed)
+        folder: (label, seed)
         for label, row in complete.items()
         for center in row.centers.values()
         for seed, run in center.runs.items()
+        for folder in run.folders
     }
     cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
     cases = cases.assign(
@@ -297,15 +245,24 @@ def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:
     return {(r.spec.heldout, r.spec.seed): r.cost for r in ordered if isinstance(r.cost, RunCost)}
 
 
-def _hole(label: str, cell: list[Record], members: list[Record], center: str, seed: int) -> Missing:
+def _hole(label: str, cell: list[Record], members: list[Record], center: str, heldout: str, seed: int) -> Missing:
     """The latest attempt at the cell says why it is empty; without any it was not run."""
     latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
     reason = latest.reason if latest and latest.reason else "not run"
-    command = latest.spec.command if latest else retarget(members[0].spec.command, center, seed)
-    return Missing(label=label, heldout=center, seed=seed, reason=reason, command=command)
+    command = latest.spec.command if latest else _command_for(members, heldout, seed)
+    return Missing(label=label, center=center, heldout=heldout, seed=seed, reason=reason, command=command)
 
 
-def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
+def _command_for(members: list[Record], heldout: str, seed: int) -> str:
+    """The command for a cell that was never run; a center that nothing was tuned for is tuned for first."""
+    here = [record.spec for record in members if record.spec.heldout == heldout]
+    spec = here[0] if here else members[0].spec
+    if spec.tuned is not None and not here:
+        return tuning_command(spec.command, heldout, spec.tuned.trials)
+    return retarget(spec.command, heldout, seed)
+
+
+def _center(finished: Mapping[int, Result], expected: int) -> CenterResult:
     counts: Counter[str] = Counter()
     for result in finished.values():
         counts.update(result.counts)
@@ -314,8 +271,8 @@ def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
         scores=_scores([result.means for result in finished.values()]) if complete else {},
         runs={
             seed: CountedRun(
-                folder=result.record.folder,
-                command=result.record.spec.command,
+                folders=tuple(record.folder for record in result.records),
+                commands=tuple(record.spec.command for record in result.records),
                 means={metric: value for metric, value in result.means.items() if not math.isnan(value)},
             )
             for seed, result in finished.items()
@@ -324,7 +281,7 @@ def _center(finished: Mapping[int, _Result], expected: int) -> CenterResult:
     )
 
 
-def _over_centers(results: Sequence[_Result]) -> dict[str, float]:
+def _over_centers(results: Sequence[Result]) -> dict[str, float]:
     """The equal-weight mean over centers; ``NaN`` where one center does not define the metric."""
     return {metric: fmean(result.means[metric] for result in results) for metric in results[0].means}
 
@@ -339,12 +296,12 @@ def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
     }
 
 
-def _threshold_notes(finished: Mapping[str, Mapping[int, _Result]], view: View) -> list[str]:
+def _threshold_notes(finished: Mapping[str, Mapping[int, Result]], view: View) -> list[str]:
     """What a rule chose, by center and in the order of the seeds."""
     if not isinstance(view.threshold, str):
         return []
     chosen = {
-        center: "/".join(f"{result.record.threshold:g}" for result in seeds.values())
+        center: "/".join(f"{record.threshold:g}" for result in seeds.values() for record in result.records)
         for center, seeds in finished.items()
         if seeds
     }
@@ -369,11 +326,12 @@ def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:
 
 
 def _centers(records: Iterable[Record], protocol: Protocol) -> tuple[str, ...]:
-    """Held-out and source centers of the runs, support centers left out; in the protocol's order. A prediction set owes every center."""
+    """Held-out and source centers of the runs, support centers left out; in the protocol's order. A prediction set owes every center, and
+    so does an in-domain run, whose own is its only source."""
     names: set[str] = set()
     for record in records:
-        names |= set(protocol.centers) if record.spec.method.imported else set()
-        names |= ({record.spec.heldout} | set(record.spec.sources)) - set(record.spec.support)
+        names |= set(protocol.centers) if record.spec.method.imported or protocol.folds else set()
+        names |= ({protocol.center_of(record.spec.heldout)} | set(record.spec.sources)) - set(record.spec.support)
     order = {name: position for position, name in enumerate(protocol.centers)}
     return tuple(sorted(names, key=lambda name: (order.get(name, len(order)), name)))
 

@@ -1,11 +1,11 @@
 """What runs cost: parameters and operations of the networks of the method under test, seconds per case and of training.
 
 Times are those of the runs themselves, on whatever else the machine did: they tell methods of one table apart roughly. Two times are
-compared only where processor, device, precision, threads and torch are the same.
+compared only where processor, device, number of devices, precision, threads and torch are the same.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -47,8 +47,8 @@ class RowCost:
     machines: tuple[str, ...]
 
 
-def read_run_cost(run: RunFolder) -> RunCost | None:
-    """The cost of a finished run; None where it lacks a file of it (an imported prediction set has no networks).
+def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
+    """The cost of a finished run with these held-out cases; None where it lacks a file of it (an imported prediction set has no networks).
 
     Raises:
         DgbenchError: a file is there and cannot be read.
@@ -61,9 +61,7 @@ def read_run_cost(run: RunFolder) -> RunCost | None:
     try:
         times = read_table(files[1])
         seg = times[
-            times["setting"].str.endswith("-Seg")
-            & (times["checkpoint"] == "source-val")
-            & times["case"].str.startswith(f"{run.spec.heldout}/")
+            times["setting"].str.endswith("-Seg") & (times["checkpoint"] == "source-val") & times["case"].isin(heldout)
         ]
         per_case = None if seg.empty else float(seg.groupby("case")["seconds"].sum().mean())
         rows = [read_jsonl(log) for log in logs]
@@ -85,6 +83,7 @@ def read_run_cost(run: RunFolder) -> RunCost | None:
                 ran.precision,
                 f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
                 f"torch {ran.torch}",
+                *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
             ),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:

@@ -46,7 +46,7 @@ def _row_json(row: Row) -> dict[str, Any]:
     content = {**asdict(row), "complete": row.complete}
     for center in content["centers"].values():
         for run in center["runs"].values():
-            del run["command"]
+            del run["commands"]
     return content
 
 
@@ -55,7 +55,7 @@ CSV_COLUMNS = (
     *(name for metric in (*METRICS, *AMONG_DETECTED, *DETECTION) for name in (metric, f"{metric}_sd")),
     *("evidence", "difference", "difference_low", "difference_high", "p_holm", "effect_size"),
     *("rank_low", "rank_high", "p_best", "tier"),
-    *("dgbench", "protocol_version", "preset", "data", "notes", "command"),
+    *("record", "dgbench", "protocol_version", "preset", "data", "notes", "command"),
 )
 
 
@@ -100,6 +100,7 @@ def _csv_rows(row: Row, statistics: TableStatistics | None) -> Iterable[dict[str
     one = statistics.comparisons.get(row.label) if statistics else None
     place = statistics.standings.get(row.label) if statistics else None
     shared = {"status": status, "rank": row.rank, "method": row.label, "seeds": " ".join(map(str, row.seeds))}
+    shared["record"] = row.record
     for center, result in row.centers.items():
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
         difference = _csv_difference(one.centers[center]) if one else {}

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pydantic import JsonValue
+
 from dgbench.leaderboard.records import Record
 from dgbench.leaderboard.results import CenterResult
 
@@ -11,13 +13,24 @@ def stamps(members: Sequence[Record]) -> tuple[str, ...]:
     """What must be said beside every number of a row made of ``members``."""
     if members[0].spec.method.imported:
         return ("imported, not trained under this protocol",)
-    found = list(members[0].spec.protocol.stamps)
+    found = [*members[0].spec.protocol.stamps, *members[0].spec.environment.stamps]
     if (factor := members[0].spec.method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
+    if (tuned := members[0].spec.tuned) is not None and not members[0].spec.protocol.modified:
+        found.append(f"tuned on source validation, {tuned.trials} trials for each center")
     devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
     if len(devices) > 1:
         found.append(f"mixed devices: {', '.join(devices)}")
     return tuple(found)
+
+
+def common_config(members: Sequence[Record]) -> dict[str, JsonValue]:
+    """The configuration of a row; ``tuned`` for what studies chose differently for its centers."""
+    configs = [record.spec.method.config for record in members]
+    return {
+        key: value if all(config.get(key) == value for config in configs) else "tuned"
+        for key, value in configs[0].items()
+    }
 
 
 def counts(centers: Mapping[str, CenterResult]) -> list[str]:

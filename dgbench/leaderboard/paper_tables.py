@@ -1,4 +1,4 @@
-"""The counterparts of the dual-task paper's tables, made from one's own runs (Table IV, in-domain, needs a protocol of its own).
+"""The counterparts of the dual-task paper's tables, made from one's own runs.
 
 Each is a selection of settings and methods in the paper's layout: DSC, ASD and HD95 per held-out center and their equal-weight mean.
 """
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.results import CenterResult, Compiled, Row, Score, Table
-from dgbench.leaderboard.sheets import BANNERS, NOTES, REPORTED, UNITS, Sheet, describe_policy, number
-from dgbench.leaderboard.tables import missing_sheet
-from dgbench.protocol import Protocol
+from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table
+from dgbench.leaderboard.sheets import BANNERS, IN_DOMAIN, NOTES, REPORTED, UNITS, Sheet, describe_policy, number
+from dgbench.leaderboard.tables import center_cell, missing_sheet
+from dgbench.protocol import Protocol, load_protocol, protocol_names
 
 METRICS = ("dsc", "asd", "hd95")
 ABLATIONS = (
@@ -33,7 +33,8 @@ class PaperTable:
 
 
 def paper_table(name: str, protocol: Protocol) -> PaperTable:
-    """The counterpart of table ``name`` (II, III, V or VI) under ``protocol``.
+    """The counterpart of table ``name`` (II to VI) under ``protocol``: of IV under one that is in-domain, of the others under one that
+    holds centers out.
 
     Raises:
         DgbenchError: there is no such table here.
@@ -44,21 +45,47 @@ def paper_table(name: str, protocol: Protocol) -> PaperTable:
     known = {
         "II": PaperTable(name="II", title="the shared pancreas stages", settings=shared),
         "III": PaperTable(name="III", title="predicted and reference ROI, coarse and fine", settings=protocol.settings),
+        "IV": PaperTable(name="IV", title="in-domain, coarse and fine in both ROIs", settings=protocol.settings),
         "V": PaperTable(name="V", title="ablation of the dual-task framework", settings=official, methods=ABLATIONS),
         "VI": PaperTable(name="VI", title="all methods, with cost", settings=official, with_cost=True),
     }
     if name not in known:
-        tail = " — Table IV is in-domain: another protocol" if name == "IV" else suggest(name, known)
-        raise DgbenchError(f"--table {name}: no counterpart here{tail}")
+        raise DgbenchError(f"--table {name}: no counterpart here{suggest(name, known)}")
+    if (name == "IV") != bool(protocol.folds):
+        kind = "in-domain" if protocol.folds else "of held-out centers"
+        raise DgbenchError(
+            f"--table {name}: protocol {protocol.name!r} is {kind}, the table is not — name another with --protocol"
+        )
     if not known[name].settings:
         raise DgbenchError(f"--table {name}: protocol {protocol.name!r} has no shared stages")
     return known[name]
 
 
+def in_domain_pair(protocol: Protocol) -> tuple[Protocol, Protocol | None]:
+    """The protocols whose runs Table IV shows: the in-domain one that ``protocol`` is or is the base of, and that base; None where it has
+    none.
+
+    Raises:
+        DgbenchError: no in-domain protocol has ``protocol`` as its base.
+    """
+    if protocol.folds:
+        return protocol, None if protocol.base is None else load_protocol(protocol.base)
+    for name in protocol_names():
+        if (found := load_protocol(name)).folds and found.base == protocol.name:
+            return found, protocol
+    raise DgbenchError(
+        f"--table IV: protocol {protocol.name!r} has no in-domain variant — a file with `base: {protocol.name}` and `folds: 4` makes one"
+    )
+
+
 def paper_table_sheets(
-    wanted: PaperTable, compile_setting: Callable[[str], Compiled], published: Published | None = None
+    wanted: PaperTable,
+    compile_setting: Callable[[str], Compiled],
+    published: Published | None = None,
+    beside: Sequence[Sheet] = (),
 ) -> list[Sheet]:
-    """One sheet for each group of comparable runs, then what is missing, then the paper's table where ``published`` is given.
+    """One sheet for each group of comparable runs, then what is missing, then ``beside``, then the paper's table where ``published`` is
+    given.
 
     ``compile_setting`` compiles the runs in one setting of the table, under the threshold, checkpoint and policy that were asked for.
     """
@@ -73,13 +100,19 @@ def paper_table_sheets(
     for tables in groups.values():
         if sheet := _sheet(wanted, first, tables):
             sheets.append(sheet)
+            holes: dict[tuple[Missing, ...], list[str]] = {}
+            for setting, table in tables.items():
+                holes.setdefault(table.missing, []).append(setting)
             sheets += [
-                missing_sheet(table, setting, wanted.methods) for setting, table in tables.items() if table.missing
+                missing_sheet(tables[settings[0]], ", ".join(settings), wanted.methods)
+                for missing, settings in holes.items()
+                if missing
             ]
     if not sheets:
         methods = f" of {', '.join(wanted.methods)}" if wanted.methods else ""
         line = f"Counterpart of Table {wanted.name}: no runs{methods} in {', '.join(wanted.settings)} yet"
         sheets.append(Sheet(heading=(BANNERS[first.kind], line)))
+    sheets += beside
     if published is not None:
         sheets.append(_reported(wanted, published))
     return [sheet for sheet in sheets if sheet.rows or sheet.heading]
@@ -92,7 +125,7 @@ def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) 
         (
             setting,
             row.label,
-            *(cell for center in centers for cell in _center_cells(row, row.centers[center])),
+            *(cell for center in centers for cell in _center_cells(table, row, center)),
             *(_cells(row.mean) if row.complete else ("incomplete", "", "")),
             *(_cost_cells(row) if wanted.with_cost else ()),
             ", ".join(map(str, row.seeds)),
@@ -117,6 +150,7 @@ def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) 
             f"({one.content[:8]}), preset {one.preset}, threshold {view.threshold_text}, checkpoint {view.checkpoint}",
             describe_policy(compiled.policy),
             f"dgbench {', '.join(one.dgbench)}; data {one.data}; `Mask` settings have an oracle ROI",
+            *((IN_DOMAIN,) if compiled.folds else ()),
             UNITS,
         ),
         columns=columns,
@@ -137,10 +171,9 @@ def _cells(scores: Mapping[str, Score]) -> tuple[str, ...]:
     return tuple(number(metric, scores.get(metric)) for metric in METRICS)
 
 
-def _center_cells(row: Row, result: CenterResult) -> tuple[str, ...]:
-    if result.scores:
-        return _cells(result.scores)
-    return (f"{len(result.finished_seeds)}/{len(row.seeds)} seeds", "", "")
+def _center_cells(table: Table, row: Row, center: str) -> tuple[str, ...]:
+    scores = row.centers[center].scores
+    return _cells(scores) if scores else (center_cell(table, row, center), "", "")
 
 
 def _cost_cells(row: Row) -> tuple[str, ...]:

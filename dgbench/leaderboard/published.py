@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import Frozen, one_line
+from dgbench.frozen import Frozen, one_line
+from dgbench.protocol import Protocol
 
 
 class Accuracy(NamedTuple):
@@ -41,7 +42,7 @@ class Reported(Frozen):
 
 class Published(Frozen):
     """The tables of one paper. ``protocols`` are those whose leaderboards it may stand beside; ``counterparts`` names the table that
-    answers each setting of such a leaderboard."""
+    answers each setting of such a leaderboard, ``in_domain`` that of the in-domain variant of such a protocol."""
 
     name: str
     source: str
@@ -49,6 +50,7 @@ class Published(Frozen):
     protocols: tuple[str, ...]
     centers: tuple[str, ...]
     counterparts: dict[str, str]
+    in_domain: dict[str, str]
     remarks: tuple[str, ...]
     rows: tuple[Reported, ...]
 
@@ -58,6 +60,12 @@ class Published(Frozen):
             if set(row.centers) != set(self.centers):
                 raise ValueError(f"table {row.table}, {row.method}: expected exactly the centers {list(self.centers)}")
         return self
+
+    def beside(self, protocol: Protocol) -> "Published | None":
+        """These tables with the counterparts for a leaderboard of ``protocol``; None where they may not stand beside it."""
+        if protocol.folds:
+            return self.model_copy(update={"counterparts": self.in_domain}) if protocol.base in self.protocols else None
+        return self if protocol.name in self.protocols else None
 
     def counterpart(self, setting: str) -> tuple[Reported, ...]:
         """The printed rows that answer ``setting`` (``F-Seg``, …), in printed order; empty if the paper has none."""

@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
+from dgbench.frozen import one_line
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
-from dgbench.protocol import Protocol, one_line
+from dgbench.protocol import Protocol
 from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +79,8 @@ class Record:
     ``lesion_free`` are those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why
     that is not known.
 
-    ``data`` names the data it depends on: runs that give one name different identities are not comparable.
+    ``data`` names the data it depends on: runs that give one name different identities are not comparable. ``tier`` is that of a submitted
+    record; a run folder has none.
     """
 
     folder: str
@@ -89,6 +92,7 @@ class Record:
     lesion_free: "pd.DataFrame | None" = None
     threshold: float | None = None
     cost: RunCost | str | None = None
+    tier: Tier | None = None
 
     def without_rows(self, reason: str) -> "Record":
         """The same record, not counted, because of ``reason``."""
@@ -125,6 +129,8 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
     spec = run.spec
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:
+        if (run.path / MANIFEST).is_file():
+            record = replace(record, tier=Manifest.read(run.path).tier)
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
@@ -142,17 +148,19 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
             return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
-        return _select(replace(record, cost=_cost(run)), run.cases(), view, protocol)
+        cases = run.cases()
+        heldout = set(cases["case"][cases["role"] == "held-out"])
+        return _select(replace(record, cost=_cost(run, heldout)), cases, view, protocol)
     except DgbenchError as error:
         return record.without_rows(_below(run.root, error))
     except ValidationError as error:
         return record.without_rows(f"evaluation/spec.json: {one_line(error)}")
 
 
-def _cost(run: RunFolder) -> RunCost | str | None:
+def _cost(run: RunFolder, heldout: Collection[str]) -> RunCost | str | None:
     """A cost that cannot be read leaves the accuracy of the run as it is, and is told."""
     try:
-        return read_run_cost(run)
+        return read_run_cost(run, heldout)
     except DgbenchError as error:
         return _below(run.root, error)
 
@@ -176,7 +184,7 @@ def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protoco
         return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
     if misfit := _misfit(cases):
         return record.without_rows(f"evaluation is damaged: {misfit}")
-    where = {"setting": view.setting, "checkpoint": view.checkpoint, "heldout": record.spec.heldout}
+    where = {"setting": view.setting, "checkpoint": view.checkpoint, "heldout": protocol.center_of(record.spec.heldout)}
     threshold = choose_threshold(view.threshold, cases, **where, protocol=protocol)
     wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
     chosen = (cases["role"] == "held-out").to_numpy()
@@ -287,6 +295,17 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
 
 
+def tuning_command(command: str, heldout: str, trials: int) -> str:
+    """The command that tunes for another held-out center what a run with ``command`` was tuned for."""
+    words = _words(command)
+    if "--config" in words:
+        place = words.index("--config")
+        del words[place : place + 2]
+    seed = words[words.index("--seed") + 1] if "--seed" in words[:-1] else "0"
+    tune = ["tune" if word == "run" else word for word in words]
+    return f"{retarget(shlex.join(tune), heldout, int(seed) if seed.isdigit() else 0)} --trials {trials}"
+
+
 def _words(command: str) -> list[str]:
     """The words of a command line; of one that a hand spoiled (an open quote), what stands between spaces."""
     try:
@@ -304,7 +323,8 @@ def preset_overrides(command: str) -> tuple[str, ...]:
 
 
 class RowKey(NamedTuple):
-    """What makes two runs seeds or centers of the same row; ``config`` as JSON."""
+    """What makes two runs seeds or centers of the same row; ``config`` as JSON. A tuned row has a configuration for each center, which its
+    studies chose; what makes it one is how many trials they had, and what they were not to search."""
 
     method: str
     version: int
@@ -312,23 +332,32 @@ class RowKey(NamedTuple):
     modified: bool
     overrides: tuple[str, ...]
     imported: bool
+    tuned: int | None = None
+    devices: int = 1
 
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
         """The row that a run belongs to."""
+        devices = max(1, spec.environment.devices)  # an imported set was made on none that is known
+        if spec.tuned is not None and not spec.protocol.modified:
+            settings = spec.tuned.settings
+            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.trials, devices)
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)
-        return cls(spec.method.name, spec.method.version, config, modified, overrides, spec.method.imported)
+        imported = spec.method.imported
+        return cls(spec.method.name, spec.method.version, config, modified, overrides, imported, None, devices)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides."""
+    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the
+    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``; several
+    devices are always named."""
     keys = list(rows)
     labels = {}
     for key in keys:
         siblings = [other for other in keys if other.method == key.method]
-        configs = [json.loads(other.config) for other in siblings]
+        configs = [json.loads(other.config) for other in siblings if other.tuned is None]
         parts = [f"v{key.version}"] if len({other.version for other in siblings}) > 1 else []
         parts += [
             f"{option}={value}"
@@ -336,5 +365,10 @@ def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
             if any(config.get(option) != value for config in configs)
         ]
         parts += key.overrides
+        if key.tuned is not None:
+            parts.insert(0, f"tuned({key.tuned})")
+        elif not parts and any(other.tuned is not None for other in siblings):
+            parts = ["default"]
+        parts += [f"{key.devices} devices"] if key.devices > 1 else []
         labels[key] = f"{key.method} ({', '.join(parts)})" if parts else key.method
     return labels

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.records import View
+from dgbench.store.manifest import Tier
 
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
 """DSC and NSD in [0, 1]; ASD, HD95 and centroid distance in mm."""
@@ -32,10 +34,11 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class CountedRun:
-    """A run that a row is made of: its folder below the runs root, the command that made it, and its means; an undefined one is absent."""
+    """What a row has at one center with one seed: a run, or in-domain the runs of all folds together. Their folders below the runs root,
+    the commands that made them, and the means over all their cases; an undefined one is absent."""
 
-    folder: str
-    command: str
+    folders: tuple[str, ...]
+    commands: tuple[str, ...]
     means: Mapping[str, float]
 
 
@@ -58,7 +61,8 @@ class CenterResult:
 class Row:
     """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
     known. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it.
-    ``stamps``, the first of the ``notes``, must be said beside every number of the row."""
+    ``stamps``, the first of the ``notes``, must be said beside every number of the row. ``record`` is the lowest tier of its counted runs
+    where all of them are submitted records."""
 
     label: str
     method: str
@@ -73,6 +77,7 @@ class Row:
     worst: str | None
     rank: int | None
     cost: RowCost | None
+    record: Tier | None
     stamps: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -84,9 +89,11 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:
-    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it."""
+    """A hole: a (row, held-out center, seed) without a finished run, why, and the command that fills it. ``heldout`` is the center, or
+    in-domain a fold of it."""
 
     label: str
+    center: str
     heldout: str
     seed: int
     reason: str
@@ -115,11 +122,20 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """All tables of one protocol in one view, newest dgbench and protocol version first; ``problems``: folders that cannot be read."""
+    """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``problems``:
+    folders that cannot be read."""
 
     protocol: str
     kind: Literal["phantom", "patient"]
+    folds: int | None
     view: View
     policy: policies.Policy
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
+
+
+def seed_means(row: Row) -> dict[int, float]:
+    """The mean DSC over centers of each seed, in points; none while a run is missing."""
+    if not row.complete:
+        return {}
+    return {seed: 100 * fmean(center.runs[seed].means["dsc"] for center in row.centers.values()) for seed in row.seeds}

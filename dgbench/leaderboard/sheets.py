@@ -1,21 +1,30 @@
 """Sheets of text: headings, a table of cells, footers; for terminals and for Markdown. A cell without a number says why."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.results import Score
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table as RichTable
 
 BANNERS = {"phantom": "PHANTOM DATA — not patient data", "patient": "Patient data"}
 REPORTED = "REPORTED in the literature on patient data — not run by dgbench, never ranked with its rows"
+IN_DOMAIN = (
+    "in-domain: every case is judged once, by networks trained on the other folds of its own center, on another number of cases than with "
+    "the center held out; neither is a bound of the other (docs/protocol.md)"
+)
 UNITS = "DSC and NSD in points (0–100), distances in mm; ± is the standard deviation over seeds"
 HEADERS = {"dsc": "DSC", "nsd": "NSD", "asd": "ASD", "hd95": "HD95", "centroid": "centroid"}
 UNDEFINED = "undefined"
 NOTES = "notes"
+NAMES = ("method", "system")
+"""Columns of names, which are never broken into lines."""
+UNBROKEN = 10
+"""The longest word of any other cell that is never broken; numbers are shorter."""
 BLANK = "–"
 """In a row whose notes say why: not ranked, or incomplete."""
 
@@ -62,11 +71,10 @@ def describe_policy(policy: policies.Policy) -> str:
     )
 
 
-def to_rich(sheets: Iterable[Sheet]) -> "RenderableType":
-    """The sheets for a terminal, where width is short: notes stand below the table. Cells are plain text, never markup."""
-    from rich import box
+def to_rich(sheets: Iterable[Sheet], width: int | None = None) -> "RenderableType":
+    """The sheets for a terminal of ``width`` characters (None: as wide as need be), where notes stand below the table. Cells are plain
+    text, never markup. Names and numbers are never broken: columns that do not fit follow below, beside the names again."""
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
     parts: list[RenderableType] = []
@@ -74,18 +82,75 @@ def to_rich(sheets: Iterable[Sheet]) -> "RenderableType":
         first, *others = sheet.heading
         parts += [Text(printable(first), style="bold"), *(Text(printable(line)) for line in others)]
         if sheet.columns:
-            grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
             shown = [position for position, column in enumerate(sheet.columns) if column != NOTES]
-            for position in shown:
-                column = sheet.columns[position]
-                grid.add_column(Text(column), justify="right" if column in sheet.numeric else "left", overflow="fold")
-            for row in sheet.rows:
-                grid.add_row(*(Text(printable(row[position])) for position in shown))
-            parts.append(grid)
+            parts += [_grid(sheet, block) for block in _blocks(sheet, shown, width)]
             if len(shown) < len(sheet.columns):
                 parts += [Text(printable(f"{row[1]}: {row[-1]}")) for row in sheet.rows if row[-1]]
         parts += [*(Text(printable(line), style="dim") for line in sheet.footer), Text()]
     return Group(*parts)
+
+
+def _grid(sheet: Sheet, widths: Mapping[int, int]) -> "RichTable":
+    """Columns of the sheet, by position, in these widths."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for position, width in widths.items():
+        column = sheet.columns[position]
+        side: Literal["right", "left"] = "right" if column in sheet.numeric else "left"
+        grid.add_column(Text(printable(column)), justify=side, overflow="fold", width=width)
+    for row in sheet.rows:
+        grid.add_row(*(Text(printable(row[position])) for position in widths))
+    return grid
+
+
+def _widths(sheet: Sheet, position: int) -> tuple[int, int]:
+    """The least width of a column and the one it needs. The least holds whole names, whole words of the header and whole numbers; longer
+    words of other cells may be broken."""
+    from rich.cells import cell_len
+
+    column = printable(sheet.columns[position])
+    cells = [printable(row[position]) for row in sheet.rows]
+    whole = max(cell_len(text) for text in (column, *cells))
+    if column in NAMES:
+        return whole, whole
+    longest = max((cell_len(word) for cell in cells for word in cell.split()), default=0)
+    return max(min(longest, UNBROKEN), *(cell_len(word) for word in column.split()), 1), max(whole, 1)
+
+
+def _blocks(sheet: Sheet, shown: Sequence[int], width: int | None) -> list[dict[int, int]]:
+    """The columns of ``sheet`` with their widths, in as many blocks as ``width`` needs; each begins with the columns up to the name of the
+    row, or without such with the first columns of text."""
+    found = {position: _widths(sheet, position) for position in shown}
+    if width is None:
+        return [{position: needed for position, (_, needed) in found.items()}]
+    text = [sheet.columns[position] not in sheet.numeric for position in shown]
+    named = [index for index, position in enumerate(shown) if sheet.columns[position] in NAMES]
+    keys = shown[: named[0] + 1 if named else [*text, False].index(False)] or shown[:1]
+    blocks = [list(keys)]
+    for position in shown[len(keys) :]:
+        if len(blocks[-1]) > len(keys) and _room([*blocks[-1], position], found, width) < 0:
+            blocks.append(list(keys))
+        blocks[-1].append(position)
+    return [_fitted(block, found, width) for block in blocks]
+
+
+def _room(block: Sequence[int], found: Mapping[int, tuple[int, int]], width: int) -> int:
+    """What ``width`` leaves beside the least columns, each with a space and a divider."""
+    return width - sum(found[position][0] + 2 for position in block)
+
+
+def _fitted(block: Sequence[int], found: Mapping[int, tuple[int, int]], width: int) -> dict[int, int]:
+    """The least widths, and what is left given to the columns from the left as they need it."""
+    room = max(0, _room(block, found, width))
+    widths = {}
+    for position in block:
+        least, needed = found[position]
+        widths[position] = least + min(room, needed - least)
+        room -= widths[position] - least
+    return widths
 
 
 def to_markdown(sheets: Iterable[Sheet]) -> str:

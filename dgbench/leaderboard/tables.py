@@ -9,6 +9,7 @@ from dgbench.leaderboard.sheets import (
     BANNERS,
     BLANK,
     HEADERS,
+    IN_DOMAIN,
     NOTES,
     REPORTED,
     UNDEFINED,
@@ -27,6 +28,11 @@ EVIDENCE = {
     Evidence.CLAIM: "claim — five seeds or more",
 }
 """What so many seeds permit one to say."""
+RECORDS = (
+    "experimental until second records of the same keys from another environment agree with it: reproduced where every mean DSC does, "
+    "verified where every case does; the lowest of a row's runs"
+)
+"""What the tiers of submitted records mean."""
 
 
 def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -> list[Sheet]:
@@ -56,11 +62,11 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
 
 
 def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
-    metrics = METRICS[1:]
+    metrics, records = METRICS[1:], any(row.record for row in table.rows)
     columns = (
         *("rank", "method", *(f"DSC {center}" for center in table.centers), "mean DSC", "worst center"),
         *(HEADERS[metric] for metric in metrics),
-        *("seeds", NOTES),
+        *("seeds", *(("record",) if records else ()), NOTES),
     )
     rows = [
         (
@@ -71,6 +77,7 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
             f"{points(row.centers[row.worst].scores['dsc'].mean)} {row.worst}" if row.worst else BLANK,
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
             ", ".join(map(str, row.seeds)),
+            *((row.record or BLANK,) if records else ()),
             "; ".join(("incomplete, not ranked", *row.notes) if not row.complete else row.notes),
         )
         for row in table.rows
@@ -81,8 +88,11 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
         heading=_heading(compiled, table, position),
         columns=columns if rows else (),
         rows=tuple(rows),
-        footer=("undefined: no case of a center defines the metric under this policy",) if undefined else (),
-        numeric=frozenset(columns) - {"method", NOTES},
+        footer=(
+            *(("undefined: no case of a center defines the metric under this policy",) if undefined else ()),
+            *((f"record: {RECORDS}",) if records else ()),
+        ),
+        numeric=frozenset(columns) - {"method", "record", NOTES},
     )
 
 
@@ -311,6 +321,8 @@ def standing(compiled: Compiled, table: Table) -> str:
         "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
     )
     oracle = roi + threshold
+    if compiled.folds:
+        return f"{oracle}{table.preset}, not ranked; {IN_DOMAIN}"
     if not compiled.view.official:
         return f"{oracle}A view, not ranked; the official ranking is F-Seg, threshold 0.5, source-val, default policy"
     if not table.ranked:
@@ -325,8 +337,10 @@ def center_cell(table: Table, row: Row, center: str) -> str:
         return number("dsc", result.scores["dsc"])
     if len(row.seeds) > 1:
         return f"{len(result.finished_seeds)}/{len(row.seeds)} seeds"
-    reasons = [hole.reason for hole in table.missing if hole.label == row.label and hole.heldout == center]
-    return reasons[0].partition(":")[0]
+    holes = [hole for hole in table.missing if hole.label == row.label and hole.center == center]
+    if holes[0].heldout != center:
+        return f"{len(holes)} folds missing" if len(holes) > 1 else f"{holes[0].heldout} missing"
+    return holes[0].reason.partition(":")[0]
 
 
 def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None = None) -> Sheet:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
-from dgbench.protocol import Frozen, check_name
+from dgbench.frozen import Frozen, check_name
 from dgbench.store import keys
 from dgbench.store.foreign import read_table
 
@@ -109,9 +109,23 @@ class Environment(Frozen):
     torch: str
     devices: int = 1
 
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """What must be said beside every number of a run that was made so; nothing on one device."""
+        return (f"{self.devices} devices: steps of {self.devices}× the cases",) if self.devices > 1 else ()
+
+
+class TunedRef(Frozen):
+    """The study that chose the configuration of a run on source validation: how many trials it had, its key, and what of the method was set
+    by hand and not searched (``key=value``)."""
+
+    trials: Annotated[int, Field(ge=1)]
+    study: Key
+    settings: tuple[str, ...] = ()
+
 
 class RunSpec(Frozen):
-    """``spec.json`` of a run."""
+    """``spec.json`` of a run. ``tuned`` enters no key: the values that a study chose do."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     dgbench: Annotated[str, Field(pattern=r"^\d+\.\d+(\.[0-9A-Za-z.+]+)?$")]
@@ -126,6 +140,7 @@ class RunSpec(Frozen):
     data: DataRef
     environment: Environment
     command: str
+    tuned: TunedRef | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -148,7 +163,8 @@ class RunSpec(Frozen):
 
     def dump(self) -> dict[str, Any]:
         """The JSON object of ``spec.json``."""
-        return self.model_dump(mode="json", by_alias=True)
+        values = self.model_dump(mode="json", by_alias=True)
+        return values if self.tuned is not None else {name: value for name, value in values.items() if name != "tuned"}
 
     def folder(self, root: Path) -> Path:
         """Where this run lives under ``root``."""

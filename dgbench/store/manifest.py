@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from dgbench.atomic import read_json, write_json
 from dgbench.errors import DgbenchError
-from dgbench.protocol import Frozen, one_line
+from dgbench.frozen import Frozen, one_line
 from dgbench.store.folder import Key
 from dgbench.store.keys import key_of
 

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from dgbench.atomic import TEMPORARY_PREFIX, read_json, write_json
 from dgbench.errors import DgbenchError
 from dgbench.store.folder import RunFolder, iter_runs, read_run
 from dgbench.store.lock import FolderLock
+from dgbench.store.mlflow_study import PARENT, StudySnapshot, milliseconds, take_study, write_study
 from dgbench.store.snapshot import Snapshot, folder_digest, take_snapshot
+from dgbench.store.study import iter_studies
 
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 """Limits of one call of MLflow's REST interface."""
@@ -50,14 +51,20 @@ class SyncReport:
     problems: tuple[str, ...] = ()
 
 
-def sync(runs_root: Path, tracking_uri: str | None = None, only: Collection[Path] | None = None) -> SyncReport:
-    """Mirror run folders into MLflow. Doing it again changes nothing; any number of processes may do it at once.
+def sync(
+    runs_root: Path,
+    tracking_uri: str | None = None,
+    only: Collection[Path] | None = None,
+    studies: Collection[Path] | None = None,
+) -> SyncReport:
+    """Mirror run folders, and tuning studies into MLflow. Doing it again changes nothing; any number of processes may do it at once.
 
     Args:
         runs_root: folder of all runs.
         tracking_uri: any MLflow tracking server or database; by default ``runs_root/mlflow.db`` (created here), from which runs whose
             folder is gone are removed too. The artifacts go where the server wants them, those of a database to ``runs_root/mlartifacts``.
         only: run folders to mirror; all if None.
+        studies: folders of studies to mirror; if None all of them where ``only`` is None too, else none.
 
     Raises:
         DgbenchError: ``runs_root`` is not writable, or MLflow does not answer or refuses its database.
@@ -73,13 +80,20 @@ def sync(runs_root: Path, tracking_uri: str | None = None, only: Collection[Path
                 snapshots[run.relative] = take_snapshot(run)
             except DgbenchError as error:
                 problems.append(str(error))
+        wanted = (iter_studies(root) if only is None else ()) if studies is None else map(Path.absolute, studies)
+        tuned: dict[str, StudySnapshot] = {}
+        for folder in wanted:
+            try:
+                tuned[folder.relative_to(root).as_posix()] = take_study(folder)
+            except DgbenchError as error:
+                problems.append(str(error))
         with _mlflow_errors(tracking_uri or _default_uri(root)):
             mirror = _Mirror(root, tracking_uri)
             counts = {name: mirror.update(name, shot, digests[name]) for name, shot in snapshots.items()}
+            outcomes = [*counts.values(), *(mirror.update_study(name, shot) for name, shot in tuned.items())]
             removed = mirror.remove_gone() if tracking_uri is None and only is None else 0
         if tracking_uri is None:
             _write_marks(root, _read_marks(root) | {name: digests[name] for name in counts})
-    outcomes = list(counts.values())
     return SyncReport(
         mirror.uri,
         outcomes.count("created"),
@@ -140,6 +154,22 @@ class _Mirror:
             return "unchanged"
         return "replaced" if old else "created"
 
+    def update_study(self, folder: str, shot: StudySnapshot) -> str:
+        """Make the mirror of one study current; its trials are runs below it."""
+        experiment = self._experiment(shot.experiment)
+        old = self.runs[folder]
+        whole = [run for run in old if run.data.tags.get("dgbench.digest") == shot.digest][:1]
+        if not whole:
+            state = _STATES[shot.status.state]
+            write_study(self.client, experiment, folder, shot, milliseconds(shot.status.updated), state)
+        kept = {run.info.run_id for run in whole}
+        for run in old:
+            if run.info.run_id not in kept and run.data.tags.get(PARENT) not in kept:
+                self.client.delete_run(run.info.run_id)
+        if whole:
+            return "unchanged"
+        return "replaced" if old else "created"
+
     def remove_gone(self) -> int:
         """Delete the runs whose folder does not exist any more, in all experiments of dgbench."""
         for experiment in self._pages(self.client.search_experiments, filter_string="tags.dgbench = 'mirror'"):
@@ -152,7 +182,7 @@ class _Mirror:
     def _write(self, experiment: str, shot: Snapshot, digest: str) -> None:
         from mlflow.entities import Metric, Param
 
-        spec, updated = shot.spec, _milliseconds(shot.status.updated)
+        spec, updated = shot.spec, milliseconds(shot.status.updated)
         run_id = self.client.create_run(
             experiment,
             start_time=updated,
@@ -284,8 +314,3 @@ def _mlflow_errors(uri: str) -> Iterator[None]:
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _milliseconds(time: str | None) -> int:
-    """Milliseconds since 1970; 0 for a run that nothing has been said about yet."""
-    return 0 if time is None else round(datetime.fromisoformat(time).timestamp() * 1000)

@@ -15,6 +15,7 @@ from dgbench.errors import DgbenchError
 from dgbench.store.folder import RunFolder, read_status
 from dgbench.store.keys import key_of
 from dgbench.store.manifest import REPRODUCTIONS, Manifest, environment_of
+from dgbench.store.study import BEST, KEPT_OF_STUDY, TUNING
 from dgbench.store.tiers import supported_tier
 
 KEPT = ("spec.json", "status.json", "env.json", "cost.json")
@@ -49,7 +50,7 @@ def write_record(run: RunFolder, root: Path) -> Path:
             for name in _files(run):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.path / name, new / name)
-            write_json(new / "spec.json", {**run.spec.dump(), "command": _portable(run.spec.command)})
+            write_json(new / "spec.json", {**run.spec.dump(), "command": _portable(run.spec.command, run.relative)})
             if (target / REPRODUCTIONS).is_dir():
                 shutil.copytree(target / REPRODUCTIONS, new / REPRODUCTIONS)
             Manifest.of(new, supported_tier(new)).write(new)
@@ -73,6 +74,7 @@ def with_shared(runs: Iterable[RunFolder], everything: Iterable[RunFolder]) -> l
 
 def _files(run: RunFolder) -> Iterator[str]:
     wanted = [*KEPT, *(f"evaluation/{name}" for name in KEPT_OF_EVALUATION)]
+    wanted += [f"{TUNING}/{name}" for name in KEPT_OF_STUDY if run.spec.tuned is not None]
     wanted += [f"{stage}/{name}" for stage in run.own_stages for name in KEPT_OF_STAGE]
     for name in wanted:
         if any(path.is_symlink() for path in (run.path / name, (run.path / name).parent)):
@@ -81,8 +83,9 @@ def _files(run: RunFolder) -> Iterator[str]:
             yield name
 
 
-def _portable(command: str) -> str:
-    """The command without ``--runs`` and ``--data``, which name folders of one machine."""
+def _portable(command: str, record: str) -> str:
+    """The command without ``--runs`` and ``--data``, which name folders of one machine; a configuration is the one in the record, whose
+    place is given as below the runs folder."""
     try:
         words = iter(shlex.split(command))
     except ValueError as error:  # it could hide the name of a folder
@@ -93,6 +96,11 @@ def _portable(command: str) -> str:
         if option in ("--runs", "--data"):
             if not equals:
                 next(words, None)
+            continue
+        if option == "--config":
+            if not equals:
+                next(words, None)
+            kept += [option, f"{record}/{TUNING}/{BEST}"]
             continue
         kept.append(word)
     return shlex.join(kept)

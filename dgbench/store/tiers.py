@@ -5,6 +5,7 @@ came out the same within :data:`MEAN_TOLERANCE`. ``verified``: there every singl
 the held-out rows at the official threshold and checkpoint, in every setting of the record.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,12 @@ MEAN_TOLERANCE = 0.02
 CASE_TOLERANCE = 0.01
 """Largest difference of the DSC of a case, in [0, 1]."""
 TIERS: tuple[Tier, ...] = ("experimental", "reproduced", "verified")
+
+
+def lowest_tier(tiers: Iterable[Tier | None]) -> Tier | None:
+    """The lowest of several tiers; None without any, or where one is missing."""
+    found = list(tiers)
+    return min((tier for tier in found if tier is not None), key=TIERS.index) if found and None not in found else None
 
 
 def reproductions(record: Path) -> list[Path]:

@@ -15,8 +15,11 @@ from dgbench.evaluation.cost import count_cost
 from dgbench.method import Method
 from dgbench.registry import card
 from dgbench.store.checkpoint_file import flatten_state, unflatten_state
-from dgbench.testing.rehearsal import CASES_PER_CENTER, SIDES, Problem, Rehearsal, differing, fresh
+from dgbench.testing.accumulation import accumulated, restart_of
+from dgbench.testing.rehearsal import CASES_PER_CENTER, SIDES, STEPS, Problem, Rehearsal, differing, fresh
 from dgbench.training.build import build_method
+from dgbench.training.distributed import Ranks
+from dgbench.training.step import phase_ends
 
 Check = Callable[[Rehearsal], None]
 
@@ -135,6 +138,31 @@ def resumes_exactly(rehearsal: Rehearsal) -> None:
             raise Problem(f"resumed after step {cut}, {len(names)} tensors of the state differ: {', '.join(names[:3])}")
 
 
+def two_devices(rehearsal: Rehearsal) -> None:
+    """Two devices, as one that accumulates their micro-steps does their work, end a step in the same state: the first two of each
+    phase, and the last. Not asked of a method that says that it runs on one device only."""
+    if rehearsal.info.one_device is not None:
+        return
+    state = rehearsal.start()
+    starts = [0, *phase_ends(state.method.phases(), STEPS, rehearsal.info.name)]
+    looked_at = {step for start in starts for step in (start, start + 1)} | {STEPS - 1}
+
+    def micro_step(ranks: Ranks) -> dict[str, Any]:
+        rehearsal.step(state, ranks=ranks)
+        return fresh(state)
+
+    for step in sorted(looked_at & set(range(STEPS))):
+        rehearsal.advance(state, step)
+        one, other = accumulated(micro_step, 2, restart_of(state.method, state.optimizers))
+        names = differing(one, other)
+        if names:
+            raise Problem(
+                f"after step {step} two devices differ in {', '.join(names[:3])} — average gradients by ctx.backward, "
+                "and sum what is kept of a batch by ctx.all_reduce"
+            )
+        state.step += 1
+
+
 def leaves_global_generators(rehearsal: Rehearsal) -> None:
     """No construction and no step reseeds torch's global generator or uses those of numpy and Python."""
     rehearsal.advance(rehearsal.start(), 2)
@@ -228,6 +256,7 @@ CHECKS: tuple[Check, ...] = (
     deterministic,
     evaluation_is_repeatable,
     resumes_exactly,
+    two_devices,
     opens_no_file,
     three_source_centers,
     countable,

@@ -16,10 +16,11 @@ from dgbench.data.sampling import check_sampling, draw_cases
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.method import Batch, Method, Setup, ValidationRow
 from dgbench.nets import Backbone
-from dgbench.protocol import Task, Window
 from dgbench.seeds import derive_seed
 from dgbench.store.checkpoint_file import flatten_state
+from dgbench.task import Task, Window
 from dgbench.training.build import build_method
+from dgbench.training.distributed import Ranks
 from dgbench.training.step import AdamMaker, TrainingContext, run_step
 
 STEPS = 12
@@ -27,6 +28,7 @@ STEPS = 12
 CASES_PER_CENTER = 3
 SIDES = {2: (32, 32), 3: (16, 16, 16)}
 CPU = torch.device("cpu")
+ALONE = Ranks()
 
 
 class Problem(AssertionError):
@@ -79,12 +81,12 @@ class Rehearsal:
             method = build_method(self.info, self.config, setup, seed, CPU)
         return State(method, list(method.configure_optimizers(AdamMaker(1e-2, 0.0))), 0, [])
 
-    def batch(self, method: Method[Any], step: int) -> Batch:
-        """The cases of ``step``, drawn as the method's ``sampling`` wants it."""
+    def batch(self, method: Method[Any], step: int, ranks: Ranks) -> Batch:
+        """The cases of ``step`` on one of the devices, drawn as the method's ``sampling`` wants it."""
         sampling = method.sampling(step, STEPS)
         check_sampling(sampling, self.n_sources, self.n_sources, f"sampling() at step {step}")
         domains = [domain for domain in range(self.n_sources) for _ in range(CASES_PER_CENTER)]
-        drawn = draw_cases(0, step, self.n_sources, domains, sampling)
+        drawn = draw_cases(0, ranks.micro_step(step), self.n_sources, domains, sampling)
         images, labels = zip(*(self.case(index, domains[index]) for index in drawn), strict=True)
         donors = None
         if "donor" in self.info.needs:
@@ -108,22 +110,26 @@ class Rehearsal:
     def advance(self, state: State, until: int = STEPS, precision: str = "fp32") -> State:
         """Train on until ``until`` steps are done, in ``precision`` (fp32 or bf16); validations are reported at half and at the end."""
         while state.step < until:
-            step = state.step
-            batch = self.batch(state.method, step)
-            context = TrainingContext(
-                seed=1, step=step, total_steps=STEPS, optimizers=state.optimizers, precision=precision
-            )
-            torch.manual_seed(derive_seed(0, "step", step))
-            with _globals_kept(f"step {step}"):
-                _, _, losses = run_step(state.method, batch, context)
-            if losses and "loss" not in losses:
-                raise Problem(f"training_step gives {', '.join(losses)} — `loss` is missing")
-            state.losses.append({name: float(value) for name, value in losses.items()})
+            state.losses.append(self.step(state, precision))
             state.step += 1
             if state.step in (STEPS // 2, STEPS):
                 rows = [ValidationRow(domain, 0.1 * state.step / STEPS) for domain in range(self.n_sources)]
                 state.method.on_validation(rows, state.step)
         return state
+
+    def step(self, state: State, precision: str = "fp32", ranks: Ranks = ALONE) -> dict[str, float]:
+        """Do the step that ``state`` is at, as one of several devices where ``ranks`` says so; its losses."""
+        step = state.step
+        batch = self.batch(state.method, step, ranks)
+        context = TrainingContext(
+            seed=1, step=step, total_steps=STEPS, optimizers=state.optimizers, precision=precision, ranks=ranks
+        )
+        torch.manual_seed(derive_seed(0, "step", ranks.micro_step(step)))
+        with _globals_kept(f"step {step}"):
+            _, _, losses = run_step(state.method, batch, context)
+        if losses and "loss" not in losses:
+            raise Problem(f"training_step gives {', '.join(losses)} — `loss` is missing")
+        return {name: float(value) for name, value in losses.items()}
 
     @cached_property
     def trained(self) -> State:

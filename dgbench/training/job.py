@@ -14,12 +14,15 @@ from dgbench.store.keys import key_of
 
 RECIPE = 1
 """Raised when the harness's numerics change, so that no old result is taken for a new one (protocol.md §3)."""
+RANK_TIMEOUT = 600.0
+"""Seconds after which a device that does not answer is given up, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
     """``cases`` are the source cases of ``split`` (training and validation) and no other; ``centers`` and ``runs`` (the runs folder: what
-    other runs keep of held-out cases) only tell the read guard what exists; ``identity`` is what ``key`` was computed from."""
+    other runs keep of held-out cases) only tell the read guard what exists; ``identity`` is what ``key`` was computed from. Each of the
+    ``devices`` takes a batch in every step; one that is silent for ``rank_timeout`` seconds ends the job."""
 
     stage: str
     resolved: ResolvedProtocol
@@ -37,11 +40,18 @@ class TrainJob:
     precision: str
     threads: int
     runs: Path | None = None
+    devices: int = 1
+    rank_timeout: float = RANK_TIMEOUT
 
     @property
     def steps(self) -> int:
         """Training steps, from the protocol's draws and the method's factor on them."""
-        return self.resolved.steps(self.stage, self.info.draws_factor)
+        return self.resolved.steps(self.stage, self.info.draws_factor, self.devices)
+
+    @property
+    def cases_per_step(self) -> int:
+        """Cases drawn in a step, by all devices together."""
+        return self.devices * self.resolved.cases_per_step(self.stage)
 
 
 def protocol_reference(resolved: ResolvedProtocol) -> ProtocolRef:

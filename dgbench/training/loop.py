@@ -2,13 +2,15 @@
 
 Nothing that influences a step survives in memory alone: batches, augmentation, dropout and method randomness are functions of (seed, step);
 weights, optimiser states and method memories are in the checkpoint; log lines after the checkpoint are dropped when it is resumed.
+On several devices each rank runs this loop on batches of its own; rank 0 validates and writes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
+from statistics import fmean
 from traceback import clear_frames
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from dgbench.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
+from dgbench.data.augmentation import strengthened
 from dgbench.data.guard import guarding, seal
 from dgbench.data.preparation import PreparedCase, prepare_cases, prepared_root
 from dgbench.data.sampling import CropDataset, check_sampling
@@ -33,6 +36,7 @@ from dgbench.store.checkpoint_file import (
     unflatten_state,
 )
 from dgbench.training.build import method_of
+from dgbench.training.distributed import Ranks, check_agreement
 from dgbench.training.interrupt import StopRequest, stop_requests
 from dgbench.training.job import TrainJob
 from dgbench.training.selection import center_mean, validation_steps
@@ -72,24 +76,28 @@ class StageTraining:
     device: torch.device
     train_cases: list[PreparedCase]
     validation_cases: list[PreparedCase]
+    ranks: Ranks
     state: TrainingState = field(default_factory=TrainingState)
     pending: list[dict[str, Any]] = field(default_factory=list)
     clock: float = field(default_factory=time.monotonic)
 
 
-def train(job: TrainJob, report: Report) -> None:
-    """Train ``job`` to its end, from its last checkpoint if it has one; the folder then holds best, last, logs and result.json.
+def train(job: TrainJob, report: Report, ranks: Ranks | None = None) -> None:
+    """Train ``job`` to its end, from its last checkpoint if it has one; the folder then holds best, last, logs and result.json. ``ranks``
+    of a job on several devices: who this one is.
 
-    Raises DgbenchError for a loss that is not finite or a checkpoint of another job, Interrupted after a stop signal (state saved).
+    Raises DgbenchError for a loss that is not finite, a checkpoint of another job, or devices that do not agree; Interrupted after a stop
+    signal to any of them (state saved).
     """
-    torch.set_num_threads(job.threads)
+    ranks = ranks or Ranks()
+    torch.set_num_threads(job.threads // ranks.size)
     if (
         job.device == "cuda"
     ):  # on the CPU every operation used here is deterministic already, and the switch costs seconds of imports
         torch.use_deterministic_algorithms(True)
     allowed = frozenset(job.split.train + job.split.validation)
     with guarding(allowed, job.centers), stop_requests() as stop:
-        training = _build(job, report)
+        training = _build(job, report, ranks)
         _resume(training, report)
         with _dead_workers_named(job):
             _run(training, stop, report)
@@ -111,18 +119,20 @@ def _dead_workers_named(job: TrainJob) -> Iterator[None]:
         ) from None
 
 
-def _build(job: TrainJob, report: Report) -> StageTraining:
-    device = torch.device(job.device)
-    cases = {case.id: case for case in job.cases}
-    wanted = [cases[case_id] for case_id in (*job.split.train, *job.split.validation)]
-    prepared = prepare_cases(
-        wanted, job.resolved.protocol, job.cache, lambda case_id, done, total: report(done, total, PREPARING)
+def _build(job: TrainJob, report: Report, ranks: Ranks) -> StageTraining:
+    device = (
+        torch.device(job.device, ranks.rank) if ranks.size > 1 and job.device == "cuda" else torch.device(job.device)
     )
+    if not ranks.leads:
+        ranks.gather(None)  # wait for what rank 0 prepares
+    prepared = _prepare(job, report)
+    if ranks.leads:
+        ranks.gather(None)
     seal(prepared_root(job.cache), (case.folder for case in prepared.values()))  # before any code of the method runs
     if job.runs is not None:
         seal(job.runs, (job.folder.parent,))  # its own run: a lock, logs and checkpoints
     method = method_of(job, device)
-    make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.preset.weight_decay)
+    make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.weight_decay(job.stage))
     optimizers = list(method.configure_optimizers(make))
     return StageTraining(
         job,
@@ -131,15 +141,24 @@ def _build(job: TrainJob, report: Report) -> StageTraining:
         device,
         [prepared[case_id] for case_id in job.split.train],
         [prepared[case_id] for case_id in job.split.validation],
+        ranks,
+    )
+
+
+def _prepare(job: TrainJob, report: Report) -> dict[str, PreparedCase]:
+    cases = {case.id: case for case in job.cases}
+    wanted = [cases[case_id] for case_id in (*job.split.train, *job.split.validation)]
+    return prepare_cases(
+        wanted, job.resolved.protocol, job.cache, lambda case_id, done, total: report(done, total, PREPARING)
     )
 
 
 def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
-    job, method, state = training.job, training.method, training.state
+    job, method, state, ranks = training.job, training.method, training.state, training.ranks
     total = job.steps
     validations = validation_steps(total, job.resolved.preset.validations)
     for step, batch in _batches(training, state.step, total):
-        torch.manual_seed(derive_seed(job.seed, "step", job.stage, step))
+        torch.manual_seed(derive_seed(job.seed, "step", job.stage, ranks.micro_step(step)))
         phase, factor, losses = run_step(
             method,
             batch,
@@ -150,17 +169,20 @@ def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
                 optimizers=training.optimizers,
                 device=training.device,
                 precision=job.precision,
+                ranks=ranks,
             ),
         )
         training.pending.append({"step": step + 1, "phase": phase, "lr_factor": factor, **losses})
         state.step = step + 1
         validated = state.step in validations
-        stopped = stop.signal_name  # read once: a signal that comes later waits for the next step
+        # read once: a signal that comes later waits for the next step
+        stopped = next((name for name in ranks.gather(stop.signal_name) if name is not None), None)
         saving = validated or stopped is not None or state.step % job.resolved.preset.checkpoint_every == 0
         if saving or len(training.pending) >= LOG_EVERY:
             _flush(training)
         if saving:
             _check_weights(training)
+            _check_ranks(training)
         if validated:
             _validate(training)
         if saving:
@@ -174,7 +196,7 @@ def _run(training: StageTraining, stop: StopRequest, report: Report) -> None:
 
 
 def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[int, Batch]]:
-    job = training.job
+    job, ranks = training.job, training.ranks
     positions = {name: index for index, name in enumerate(job.split.sources)}
     k = job.resolved.cases_per_step(job.stage)
     plan = [training.method.sampling(step, total) for step in range(total)]
@@ -187,21 +209,14 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         crop=job.resolved.preset.stages[job.stage].crop,
         k=k,
         seed=derive_seed(job.seed, job.stage),
-        augmentation=job.resolved.protocol.augmentation,
-        plan=plan,
+        augmentation=strengthened(
+            job.resolved.protocol.augmentation, job.resolved.preset.stages[job.stage].augmentation
+        ),
+        plan=[sampling for sampling in plan for _ in range(ranks.size)],
         donors="donor" in job.info.needs,
     )
-    workers = job.resolved.preset.workers
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start, total),
-        num_workers=workers,
-        # a forked worker inherits the read guard; in a job's process the default is to spawn, and a spawned one would not
-        multiprocessing_context="fork" if workers else None,
-        pin_memory=training.device.type == "cuda",
-        generator=torch.Generator().manual_seed(0),
-    )
+    steps = range(ranks.micro_step(start), total * ranks.size, ranks.size)
+    loader = crop_loader(dataset, steps, job.resolved.preset.workers, training.device)
     try:
         for step, tensors in zip(range(start, total), loader, strict=True):
             yield step, Batch(**tensors).to(training.device)
@@ -211,18 +226,38 @@ def _batches(training: StageTraining, start: int, total: int) -> Iterator[tuple[
         raise type(error)(line.partition(": ")[2] if trace else line) from None
 
 
-def _validate(training: StageTraining) -> None:
-    job, state = training.job, training.state
-    predictor = stage_predictor(training.method, job.stage, job.resolved, training.device, job.precision, tta=False)
-    scores = validate(training.validation_cases, job.stage, predictor, job.resolved)
-    centers = [center_of(case_id) for case_id in job.split.validation]
-    append_jsonl(
-        job.folder / "validation.jsonl",
-        *(
-            {"step": state.step, "case": case_id, "center": center, "dsc": score if score == score else None}
-            for case_id, center, score in zip(job.split.validation, centers, scores, strict=True)
-        ),
+def crop_loader(
+    dataset: CropDataset, steps: range, workers: int, device: torch.device
+) -> DataLoader[dict[str, torch.Tensor]]:
+    """The batches of ``steps`` of a dataset in order, made by ``workers`` processes (0: by this one) for ``device``."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        # a forked worker inherits the read guard; in a job's process the default is to spawn, and a spawned one would not
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),
     )
+
+
+def _validate(training: StageTraining) -> None:
+    job, state, ranks = training.job, training.state, training.ranks
+    scores: list[float] = []
+    if ranks.leads:
+        predictor = stage_predictor(training.method, job.stage, job.resolved, training.device, job.precision, tta=False)
+        scores = validate(training.validation_cases, job.stage, predictor, job.resolved, ranks.beat)
+    scores = ranks.gather(scores)[0]
+    centers = [center_of(case_id) for case_id in job.split.validation]
+    if ranks.leads:
+        append_jsonl(
+            job.folder / "validation.jsonl",
+            *(
+                {"step": state.step, "case": case_id, "center": center, "dsc": score if score == score else None}
+                for case_id, center, score in zip(job.split.validation, centers, scores, strict=True)
+            ),
+        )
     training.method.on_validation(
         [ValidationRow(job.split.sources.index(center), score) for center, score in zip(centers, scores, strict=True)],
         state.step,
@@ -230,24 +265,48 @@ def _validate(training: StageTraining) -> None:
     mean = center_mean(scores, centers)
     if mean > state.best_dsc:
         state.best_dsc, state.best_step = mean, state.step
+        if not ranks.leads:
+            return
         tensors, structure = flatten_state(training.method.state_dict())
         save_checkpoint(job.folder / "best", tensors, {"key": job.key, "step": state.step, "state": structure})
 
 
 def _flush(training: StageTraining) -> None:
     """Write the buffered log lines; a loss that is not finite ends the run before it can reach a checkpoint."""
-    rows = [{name: _number(value) for name, value in row.items()} for row in training.pending]
+    own = [{name: _number(value) for name, value in row.items()} for row in training.pending]
+    rows = [_mean_row(told) for told in zip(*training.ranks.gather(own), strict=True)]
     training.pending.clear()
     for row in rows:
         broken = [name for name, value in row.items() if isinstance(value, float) and not isfinite(value)]
         if broken:
             raise _diverged(training, f"{', '.join(broken)} is {row[broken[0]]} at step {row['step']}")
+    if not training.ranks.leads:
+        return
     append_jsonl(training.job.folder / "steps.jsonl", *rows)
     now = time.monotonic()
     if rows:
         seconds = {"step": rows[-1]["step"], "steps": len(rows), "seconds": round(now - training.clock, 6)}
         append_jsonl(training.job.folder / "times.jsonl", seconds)
     training.clock = now
+
+
+def _mean_row(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A step's log line from those of all ranks: what is a float on any of them, as the mean over those that have it."""
+    if len(told) == 1:
+        return told[0]
+    merged = {name: value for row in reversed(told) for name, value in row.items()}
+    for name, value in merged.items():
+        if isinstance(value, float):
+            merged[name] = fmean(row[name] for row in told if name in row)
+    return merged
+
+
+def _check_ranks(training: StageTraining) -> None:
+    """Copies that drifted apart are found before they are validated or saved."""
+    if training.ranks.size > 1:
+        job = training.job
+        what = f"{job.stage}: after step {training.state.step} the state of method {job.info.name}"
+        check_agreement(training.ranks, *flatten_state(training.method.state_dict()), what)
 
 
 def _check_weights(training: StageTraining) -> None:
@@ -269,6 +328,8 @@ def _number(value: Any) -> Any:
 
 def _save(training: StageTraining) -> None:
     state = training.state
+    if not training.ranks.leads:
+        return
     content = {
         "method": training.method.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
@@ -284,9 +345,9 @@ def _save(training: StageTraining) -> None:
 
 
 def _resume(training: StageTraining, report: Report) -> None:
-    job = training.job
+    job, leads = training.job, training.ranks.leads
     if not has_checkpoint(job.folder / "last"):
-        for name in LOGS:
+        for name in LOGS if leads else ():
             truncate_jsonl(job.folder / f"{name}.jsonl", last=0)
         return
     loaded = load_checkpoint(job.folder / "last")
@@ -303,6 +364,8 @@ def _resume(training: StageTraining, report: Report) -> None:
         optimizer.load_state_dict(saved)
     best = meta["best_dsc"]
     training.state = TrainingState(meta["step"], meta["best_step"], float("-inf") if best is None else best)
+    if not leads:
+        return
     kept = {name: truncate_jsonl(job.folder / f"{name}.jsonl", last=meta["step"]) for name in LOGS}
     if kept["steps"] != meta["step"]:
         raise DgbenchError(
@@ -314,11 +377,13 @@ def _finish(training: StageTraining) -> None:
     job, state = training.job, training.state
     if state.best_step is None:
         raise DgbenchError(f"{job.stage}: no source-validation case gave a Dice, so no checkpoint could be selected")
+    if not training.ranks.leads:
+        return
     write_json(
         job.folder / "result.json",
         {
             "steps": state.step,
-            "draws": state.step * job.resolved.cases_per_step(job.stage),
+            "draws": state.step * job.cases_per_step,
             "best_step": state.best_step,
             "best_dsc": state.best_dsc,
             "parameters": sum(parameter.numel() for parameter in training.method.parameters()),

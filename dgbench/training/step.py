@@ -1,4 +1,4 @@
-"""One step of training on one device: what a method gets (the :class:`dgbench.method.StepContext`), the protocol's optimiser, and the
+"""One step of training: what a method gets (the :class:`dgbench.method.StepContext`), the protocol's optimiser, and the
 order of things."""
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,13 @@ from torch.optim import Adam, Optimizer
 from dgbench.errors import DgbenchError
 from dgbench.method import Batch, Method, Phase
 from dgbench.seeds import derive_seed
+from dgbench.training.distributed import Ranks
 from dgbench.training.schedule import poly_lr
 
 
 @dataclass
 class TrainingContext:
-    """Counter-based randomness, precision and optimiser calls of one step."""
+    """Counter-based randomness, precision, optimiser calls and exchanges of one step, on one of the run's devices."""
 
     seed: int = 0
     step: int = 0
@@ -27,10 +28,13 @@ class TrainingContext:
     optimizers: Sequence[Optimizer] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+    ranks: Ranks = field(default_factory=Ranks)
 
     def generator(self, *axes: str | int) -> torch.Generator:
         """See :class:`dgbench.method.StepContext`."""
-        return torch.Generator(self.device).manual_seed(derive_seed(self.seed, "method", *axes, self.step))
+        return torch.Generator(self.device).manual_seed(
+            derive_seed(self.seed, "method", *axes, self.ranks.micro_step(self.step))
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """See :class:`dgbench.method.StepContext`."""
@@ -38,9 +42,13 @@ class TrainingContext:
 
     def backward(self, loss: Tensor, optimizer: Optimizer | None = None) -> None:
         """See :class:`dgbench.method.StepContext`."""
-        for chosen in self._chosen(optimizer):
+        optimizers = self._chosen(optimizer)
+        for chosen in optimizers:
             chosen.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.average_gradients(
+            parameter for chosen in optimizers for group in chosen.param_groups for parameter in group["params"]
+        )
 
     def step_optimizer(self, optimizer: Optimizer | None = None) -> None:
         """See :class:`dgbench.method.StepContext`."""
@@ -49,7 +57,11 @@ class TrainingContext:
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """See :class:`dgbench.method.StepContext`."""
-        return tensor
+        return self.ranks.total(tensor)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """See :class:`dgbench.method.StepContext`."""
+        return self.ranks.stack(tensor).flatten(0, 1)
 
     def _chosen(self, optimizer: Optimizer | None) -> Sequence[Optimizer]:
         return self.optimizers if optimizer is None else (optimizer,)

@@ -1,6 +1,6 @@
 """Source validation: Dice on label ROIs with a fixed margin, one pass, no flips (protocol.md §3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,14 @@ def stage_predictor(
 
 
 def validate(
-    cases: Sequence[PreparedCase], stage: str, predictor: Predictor, resolved: ResolvedProtocol
+    cases: Sequence[PreparedCase],
+    stage: str,
+    predictor: Predictor,
+    resolved: ResolvedProtocol,
+    beat: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Dice (0..1) at threshold 0.5 of each case, inside its label ROI; NaN where reference and prediction are both empty."""
+    """Dice (0..1) at threshold 0.5 of each case, inside its label ROI; NaN where reference and prediction are both empty. ``beat`` is
+    called after each case."""
     settings = resolved.protocol.stages[stage]
     scores = []
     for case in cases:
@@ -34,4 +39,5 @@ def validate(
         probability, _ = predict_box(case, box, predictor, settings.downsample)
         reference = np.isin(case.label_box(box.lo, box.hi), settings.target)
         scores.append(dice(reference, probability >= CHAIN_THRESHOLD))
+        beat()
     return scores

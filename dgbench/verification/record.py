@@ -12,13 +12,16 @@ from dgbench.evaluation.imported import imported_key
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.info import MethodInfo
 from dgbench.launch.plan import judged_how, phantom_recipe, run_key
+from dgbench.launch.settings import tuned_protocol
 from dgbench.protocol import Protocol, ResolvedProtocol
 from dgbench.registry import discover
-from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, read_status
+from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, TunedRef, read_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.record import KEPT, KEPT_OF_EVALUATION, KEPT_OF_STAGE
+from dgbench.store.study import BEST, STUDY, TUNING, read_configuration
 from dgbench.training.job import protocol_reference
 from dgbench.training.selection import center_mean, validation_steps
+from dgbench.yaml_text import parse_value
 
 IMPORT_LACKS = ("env.json", "cost.json", "evaluation/times.parquet")
 """Files that the record of an imported prediction set does not have: nothing ran."""
@@ -65,7 +68,7 @@ def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
     else:
         keys = {name: str(identity["key"]) for name, identity in stages.items()}
         shared = {name: key for name, key in keys.items() if name not in record.own}
-        key = run_key(resolved, {name: keys[name] for name in record.own}, shared)
+        key = run_key(resolved, {name: keys[name] for name in record.own}, shared, record.spec.tuned)
         _equal(record.path / "spec.json", "key", record.spec.key, key, "what follows from the keys of its stages")
     _check_evaluation(record, resolved)
     return resolved
@@ -79,9 +82,10 @@ def _check_imported_key(record: Record) -> None:
     _equal(record.path / "spec.json", "key", spec.key, key, "what follows from its evaluation")
 
 
-def validation_cases(record: Record, stage: str) -> tuple[str, ...]:
-    """The source-validation cases of a stage, as its training states them."""
-    return tuple(read_json(record.stage(stage) / "spec.json")["split"]["validation"])
+def source_cases(record: Record, stage: str, *parts: str) -> tuple[str, ...]:
+    """The cases of a stage, as its training states them; ``parts`` are train or validation."""
+    split = read_json(record.stage(stage) / "spec.json")["split"]
+    return tuple(case for part in parts for case in split[part])
 
 
 def _check_complete(record: Record) -> None:
@@ -112,20 +116,23 @@ def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
             f"{path}: preset {spec.protocol.preset} {'was modified' if spec.protocol.modified else 'is unknown'} — records are of a "
             f"preset of the protocol as it is ({', '.join(protocol.presets)})"
         )
-    resolved = protocol.resolve(spec.protocol.preset)
+    resolved = _resolve(record, protocol)
     expected = protocol_reference(resolved)
     if not spec.protocol.converged:  # shown later: a record does not claim it
         expected = expected.model_copy(update={"converged": False})
     _same(path, "protocol", spec.protocol.model_dump(), expected.model_dump(), f"protocol {protocol.name}")
-    if spec.heldout not in protocol.centers:
-        raise DgbenchError(f"{path}: heldout {spec.heldout!r} is no center of protocol {protocol.name}")
+    if spec.heldout not in protocol.heldouts:
+        what = "fold" if protocol.folds else "center"
+        raise DgbenchError(f"{path}: heldout {spec.heldout!r} is no {what} of protocol {protocol.name}")
     own = [name for name, stage in protocol.stages.items() if (stage.recipe is not None) == record.shared]
     stages = [*(() if record.shared else protocol.shared_stages), *own]
     if spec.method.imported:
         stages = []
     _same(path, "stages", list(spec.stages), stages, f"protocol {protocol.name}")
     _same(path, "own stages", list(record.own), [] if spec.method.imported else own, f"protocol {protocol.name}")
-    others = [] if spec.method.imported else [name for name in protocol.centers if name != spec.heldout]
+    own_center = protocol.center_of(spec.heldout)
+    others = [name for name in protocol.centers if (name == own_center) == bool(protocol.folds)]
+    others = [] if spec.method.imported else others
     sources = [name for name in spec.sources if name not in spec.support]
     _same(path, "sources", sorted(sources), sorted(others), f"protocol {protocol.name}")
     if not set(spec.support) <= set(protocol.support_centers) & set(spec.sources):
@@ -140,6 +147,27 @@ def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
             path, "data.centers.phantom", spec.data.centers["phantom"], recipe, f"the phantom of {spec.protocol.preset}"
         )
     return resolved
+
+
+def _resolve(record: Record, protocol: Protocol) -> ResolvedProtocol:
+    """The preset of the record, with what its study chose if it is tuned: the study is there, selects this, and is of this run."""
+    spec, folder = record.spec, record.path / TUNING
+    if spec.tuned is None:
+        return protocol.resolve(spec.protocol.preset)
+    chosen = read_configuration(folder / BEST, spec.method.name, spec.heldout)
+    if chosen.tuned is None or chosen.study is None:
+        raise DgbenchError(f"{folder / BEST}: names no study, though the run is tuned — submit the run again")
+    study, path = chosen.study, folder / STUDY
+    claim = TunedRef(trials=chosen.tuned.trials, study=study.key, settings=study.method_settings)
+    _same(record.path / "spec.json", "tuned", spec.tuned.model_dump(), claim.model_dump(), f"the study in {folder}")
+    for what in ("protocol", "heldout", "sources", "data"):
+        found, wanted = study.model_dump(mode="json")[what], spec.model_dump(mode="json")[what]
+        if what == "protocol":
+            found["converged"] = wanted["converged"]
+        _same(path, what, found, wanted, "the run")
+    config = {**study.method.config, **{key: parse_value(text) for key, text in chosen.config.items()}}
+    _same(record.path / "spec.json", "method.config", spec.method.config, config, f"the study in {folder}")
+    return tuned_protocol(protocol, spec.protocol.preset, chosen.preset, study)
 
 
 def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[str, Any]:
@@ -159,7 +187,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
     try:
         method, split = identity["method"], identity["split"]
         factor = _draws_factor(record, name, resolved)
-        steps = resolved.steps(name, factor)
+        devices = spec.environment.devices
+        steps = resolved.steps(name, factor, devices)
         _equal(path, "stage", identity["stage"], name, "the name of its folder")
         _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
         _equal(path, "seed", identity["seed"], spec.seed, "the run")
@@ -181,7 +210,7 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         heldout = [case for case in (*split["train"], *split["validation"]) if case.startswith(f"{spec.heldout}/")]
         if heldout or spec.heldout in split["sources"]:
             raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
-        _check_result(folder, steps, steps * resolved.cases_per_step(name), split["validation"], resolved)
+        _check_result(folder, steps, steps * devices * resolved.cases_per_step(name), split["validation"], resolved)
     except (KeyError, TypeError, AttributeError) as error:
         raise DgbenchError(
             f"{folder}: a field is missing or of another kind ({error}) — submit the run again"

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgbench.atomic import read_json
+from dgbench.data.splits import heldout_parts
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.folder import CASE_COLUMNS, IMPORTED, RunFolder
-from dgbench.verification.record import Record, validation_cases
+from dgbench.verification.record import Record, source_cases
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,23 +63,16 @@ def _check_cases(frame: "pd.DataFrame", record: Record, resolved: ResolvedProtoc
     views = _views(record, resolved)
     roles = {str(case): set(of_case) for case, of_case in frame.groupby("case")["role"]}
     spec = record.spec
-    validation = set() if spec.method.imported else set(validation_cases(record, list(record.own)[-1]))
-    support = {case for stage in spec.stages for case in validation_cases(record, stage)} - validation
+    validation = set() if spec.method.imported else set(source_cases(record, list(record.own)[-1], "validation"))
+    support = {case for stage in spec.stages for case in source_cases(record, stage, "validation")} - validation
+    heldout = _heldout(set(roles), record, resolved)
     free = {case for case, role in roles.items() if role == {"lesion-free"}}
     if free and free != support:
         raise DgbenchError(f"lesion-free cases are {len(free)}, the shared stages validated on {len(support)}")
     for case, role in roles.items():
-        expected = (
-            "held-out" if case.startswith(f"{spec.heldout}/") else "source-val" if case in validation else "lesion-free"
-        )
+        expected = "held-out" if case in heldout else "source-val" if case in validation else "lesion-free"
         if role != {expected} or (expected == "lesion-free" and case not in support):
             raise DgbenchError(f"case {case} has the role {', '.join(sorted(role))}, expected is {expected}")
-    heldout = {case for case in roles if case.startswith(f"{spec.heldout}/")}
-    wanted = (
-        resolved.preset.phantom.cases if resolved.preset.phantom and "phantom" in spec.data.centers else len(heldout)
-    )
-    if not heldout or len(heldout) != wanted:
-        raise DgbenchError(f"{len(heldout)} cases of {spec.heldout}, the phantom has {wanted}")
     if not (frame["center"] == frame["case"].str.partition("/")[0]).all():
         raise DgbenchError("a row's center is not that of its case")
     cases = sorted(heldout | validation | free)
@@ -90,6 +84,25 @@ def _check_cases(frame: "pd.DataFrame", record: Record, resolved: ResolvedProtoc
         raise DgbenchError(f"{_named(missing[0])}: no row ({len(missing)} of {len(expected_rows)} are missing)")
     if extra := sorted(set(index) - expected_rows):
         raise DgbenchError(f"{_named(extra[0])}: no such view in the protocol")
+
+
+def _heldout(cases: set[str], record: Record, resolved: ResolvedProtocol) -> set[str]:
+    """Those of the evaluated ``cases`` that were held out: of that center, in-domain those of it that did not train, which must be its
+    fold."""
+    spec, protocol = record.spec, resolved.protocol
+    center = protocol.center_of(spec.heldout)
+    everyone = heldout = {case for case in cases if case.startswith(f"{center}/")}
+    if protocol.folds:
+        known = {case for stage in spec.stages for case in source_cases(record, stage, "train", "validation")}
+        heldout = heldout - known
+        everyone = heldout | {case for case in known if case.startswith(f"{center}/")}
+        if spec.stages and sorted(heldout) != list(heldout_parts(protocol, center, everyone)[spec.heldout]):
+            raise DgbenchError(f"the held-out cases are not {spec.heldout} of the cases of {center}")
+    of_phantom = resolved.preset.phantom if "phantom" in spec.data.centers else None
+    wanted = of_phantom.cases if of_phantom and (spec.stages or not protocol.folds) else len(everyone)
+    if not heldout or len(everyone) != wanted:
+        raise DgbenchError(f"{len(everyone)} cases of {center}, the phantom has {wanted}")
+    return heldout
 
 
 def _views(record: Record, resolved: ResolvedProtocol) -> list[tuple[str, str, float]]:

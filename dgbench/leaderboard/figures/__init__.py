@@ -19,6 +19,7 @@ FIGURES: Mapping[str, str] = {
     "centroids": "distances between tumor centroids per method and center",
     "failures": "cases below a DSC limit, with their lesion type",
     "cost": "mean DSC against parameters, GFLOPs and training time, with the Pareto front",
+    "ranks": "ranks with their intervals and in each seed, from three seeds up",
     "curves": "validation DSC over training steps",
 }
 """Name of a figure, module of this package, and what it shows."""

@@ -36,7 +36,7 @@ class Drawing(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished run: one row of the table, one held-out center, one seed."""
+    """A finished run: one row of the table, one held-out center (in-domain a fold of it), one seed."""
 
     label: str
     center: str
@@ -88,7 +88,7 @@ class Board:
 
     def reason(self, label: str, center: str) -> str:
         """Why a row has no finished run at a center: the reason of its first missing seed."""
-        holes = [hole.reason for hole in self.table.missing if (hole.label, hole.heldout) == (label, center)]
+        holes = [hole.reason for hole in self.table.missing if (hole.label, hole.center) == (label, center)]
         return holes[0].partition(":")[0] if holes else "not run"
 
     def heading(self, title: str) -> list[str]:
@@ -130,7 +130,7 @@ class Board:
 
 
 def _stamps(cells: Sequence[Cell]) -> list[str]:
-    found = list(cells[0].run.spec.protocol.stamps)
+    found = [*cells[0].run.spec.protocol.stamps, *cells[0].run.spec.environment.stamps]
     if (factor := cells[0].run.spec.method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
     return found
@@ -176,17 +176,18 @@ def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = 
         problem = f"; {compiled.problems[0]}" if compiled.problems else ""
         raise DgbenchError(
             f"--runs {root}: no finished run of {wanted} in setting {view.setting}{problem} — "
-            f"start with: dgbench run --protocol {protocol.name} --method erm --heldout {protocol.centers[0]}"
+            f"start with: dgbench run --protocol {protocol.name} --method erm --heldout {protocol.heldouts[0]}"
         )
     presets = sorted({table.preset for table in there})
     if len(presets) > 1:
         raise DgbenchError(f"--runs {root}: runs of the presets {', '.join(presets)} — name one with --preset")
     table = there[0]
     cells = [
-        Cell(row.label, center, seed, read_run(root, root / run.folder), view, compiled.policy)
+        Cell(row.label, center, seed, read_run(root, root / folder), view, compiled.policy)
         for row in table.rows
         for center in table.centers
         for seed, run in sorted(row.centers[center].runs.items())
+        for folder in run.folders
     ]
     shown = protocol.task.intensity
     between = f"{shown.low:g} to {shown.high:g}".replace("-", "−")

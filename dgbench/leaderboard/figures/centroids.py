@@ -46,7 +46,7 @@ def distances(cells: Sequence[Cell]) -> Distances:
     return Distances(
         label=cells[0].label,
         center=cells[0].center,
-        seeds=tuple(cell.seed for cell in cells),
+        seeds=tuple(dict.fromkeys(cell.seed for cell in cells)),
         mm=rows.loc[rows["detected"], "centroid_mm"].to_numpy(dtype=np.float64),
         n=len(rows),
         empty=int(rows["empty_prediction"].sum()),

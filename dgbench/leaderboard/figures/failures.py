@@ -9,9 +9,11 @@ from dgbench.leaderboard.figures.overlays import case_dsc
 from dgbench.leaderboard.figures.panels import (
     MOST_METHODS,
     CaseRow,
+    Shown,
     draw_panels,
-    has_slice,
+    keeper,
     page_size,
+    seeds_of,
     shown_cells,
 )
 from dgbench.leaderboard.figures.style import HATCHES, SMALL_PT, TONES, Sheet, finish, numbered, pages
@@ -55,14 +57,14 @@ def _judged(cell: Cell, options: Options) -> list[tuple[str, bool]]:
     return [(options.lesion_type(str(case)), float(dsc) < options.limit) for case, dsc in pairs]
 
 
-def hardest(board: Board, shown: Mapping[tuple[str, str], Cell], options: Options) -> list[tuple[str, str, float]]:
+def hardest(board: Board, shown: Shown, options: Options) -> list[tuple[str, str, float]]:
     """At most six cases (center, case, DSC in [0, 1]) below the limit in the mean over rows, or of the row that chooses, of which every
     method that is drawn keeps a slice: first the worst of each center and lesion type, then the next worst; sorted by center."""
     groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for center in board.table.centers:
-        cells = [cell for (_, where), cell in shown.items() if where == center]
+        drawn = [cells for (_, where), cells in shown.items() if where == center]
         for case, dsc in _below(case_dsc(board, center, options.by), options.limit):
-            if cells and all(has_slice(cell, case) for cell in cells):
+            if drawn and all(keeper(cells, case) for cells in drawn):
                 groups.setdefault((center, options.lesion_type(case)), []).append((dsc, case))
     waiting = [
         (turn, dsc, center, case)
@@ -158,7 +160,7 @@ def _handles(look: Mapping[str, tuple[str, str]]) -> list[object]:
 
 def _gallery(
     board: Board,
-    shown: Mapping[tuple[str, str], Cell],
+    shown: Shown,
     cases: Sequence[tuple[str, str, float]],
     labels: Sequence[str],
     options: Options,
@@ -173,11 +175,10 @@ def _gallery(
         )
         for center, case, dsc in cases
     ]
-    seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in shown.values()}))
     footer = [
         f"cases with a {_whose(options)} below {100 * options.limit:g} points, the worst of each center and lesion type first, at most "
         f"{MOST_CASES}; the axial slice with most of the reference tumor, {board.intensities}; corner: the lesion enlarged; DSC in "
-        f"points (0–100) of the whole volume, seed {seeds}",
+        f"points (0–100) of the whole volume, seed {seeds_of(shown)}",
         *notes,
     ]
     width, body = page_size(len(rows), len(labels))

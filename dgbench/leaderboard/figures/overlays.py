@@ -1,15 +1,17 @@
 """Best, median and worst case of every center (the paper's Fig. 5), a column per method."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options, undrawn
+from dgbench.leaderboard.figures.board import Board, Drawing, NothingToDraw, Options, undrawn
 from dgbench.leaderboard.figures.panels import (
     MOST_METHODS,
     CaseRow,
+    Shown,
     draw_panels,
-    has_slice,
+    keeper,
     page_size,
+    seeds_of,
     shown_cells,
 )
 from dgbench.leaderboard.figures.style import Sheet, numbered, pages
@@ -54,16 +56,16 @@ def exemplary(scores: "pd.Series[float]", center: str) -> list[Choice]:
     return list(taken.values())
 
 
-def choose(board: Board, shown: Mapping[tuple[str, str], Cell], by: str | None) -> tuple[list[Choice], int]:
+def choose(board: Board, shown: Shown, by: str | None) -> tuple[list[Choice], int]:
     """The cases of all centers, and how many could not be chosen because a method that is drawn keeps no slice of them."""
     chosen: list[Choice] = []
     unseen = 0
     for center in board.table.centers:
-        cells = [cell for (_, where), cell in shown.items() if where == center]
-        if not cells:
+        drawn = [cells for (_, where), cells in shown.items() if where == center]
+        if not drawn:
             continue
         scores = case_dsc(board, center, by)
-        seen = scores[[all(has_slice(cell, str(case)) for cell in cells) for case in scores.index]]
+        seen = scores[[all(keeper(cells, str(case)) for cells in drawn) for case in scores.index]]
         unseen += len(scores) - len(seen)
         chosen += exemplary(seen, center)
     return chosen, unseen
@@ -102,17 +104,16 @@ def draw(board: Board, options: Options) -> Drawing:
 
 def _page(
     board: Board,
-    shown: Mapping[tuple[str, str], Cell],
+    shown: Shown,
     rows: Sequence[CaseRow],
     labels: Sequence[str],
     whose: str,
     title: str,
     notes: Sequence[str],
 ) -> "Sheet":
-    seeds = ", ".join(str(seed) for seed in sorted({cell.seed for cell in shown.values()}))
     footer = [
         f"cases chosen by the {whose}, over finished seeds; the axial slice with most of the reference tumor, {board.intensities}; "
-        f"corner: the lesion enlarged; DSC in points (0–100) of the whole volume, seed {seeds}",
+        f"corner: the lesion enlarged; DSC in points (0–100) of the whole volume, seed {seeds_of(shown)}",
         *notes,
     ]
     width, body = page_size(len(rows), len(labels))

@@ -1,6 +1,7 @@
 """Rows of cases, columns of methods: slices with reference and predicted tumor and the lesion enlarged in a corner."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgbench.leaderboard.figures.board import Board, Cell
@@ -37,6 +38,10 @@ LEGEND = {
 }
 
 
+Shown = Mapping[tuple[str, str], Sequence[Cell]]
+"""By row and center the runs of one seed: one, or in-domain those of all folds."""
+
+
 class CaseRow(NamedTuple):
     """A case to draw at a held-out center, and the words beside it, a line each."""
 
@@ -45,23 +50,29 @@ class CaseRow(NamedTuple):
     words: tuple[str, ...]
 
 
-def has_slice(cell: Cell, case: str) -> bool:
-    """Whether the run folder keeps the slice of ``case``; a record does not."""
-    return slice_file(cell.run.path, case).is_file()
+def keeper(cells: Sequence[Cell], case: str) -> Cell | None:
+    """The run of ``cells`` that keeps the slice of ``case``; a record keeps none."""
+    return next((cell for cell in cells if slice_file(cell.run.path, case).is_file()), None)
 
 
-def shown_cells(board: Board) -> tuple[dict[tuple[str, str], Cell], list[Cell]]:
-    """By row and center, the first seed whose run keeps slices; and the runs passed over because they keep none."""
-    shown: dict[tuple[str, str], Cell] = {}
+def shown_cells(board: Board) -> tuple[Shown, list[Cell]]:
+    """The first seed of which slices are kept; and the runs passed over because they keep none."""
+    shown: dict[tuple[str, str], tuple[Cell, ...]] = {}
     without: list[Cell] = []
     for label in board.labels:
         for center in board.table.centers:
-            for cell in board.of(label, center):
-                if any(has_slice(cell, case) for case in cell.cases["case"]):
-                    shown[label, center] = cell
+            for _, of_seed in groupby(board.of(label, center), key=lambda cell: cell.seed):
+                cells = tuple(of_seed)
+                if any(keeper(cells, case) for cell in cells for case in cell.cases["case"]):
+                    shown[label, center] = cells
                     break
-                without.append(cell)
+                without += cells
     return shown, without
+
+
+def seeds_of(shown: Shown) -> str:
+    """The seeds that are drawn, sorted."""
+    return ", ".join(str(seed) for seed in sorted({cell.seed for cells in shown.values() for cell in cells}))
 
 
 def page_size(rows: int, columns: int) -> tuple[float, float]:
@@ -69,25 +80,18 @@ def page_size(rows: int, columns: int) -> tuple[float, float]:
     return max(5.4, LEFT + (columns + 1) * (PANEL + GAP) + 0.1), 0.22 + rows * (PANEL + GAP) + 0.26
 
 
-def draw_panels(
-    board: Board, sheet: Sheet, rows: Sequence[CaseRow], labels: Sequence[str], shown: Mapping[tuple[str, str], Cell]
-) -> None:
+def draw_panels(board: Board, sheet: Sheet, rows: Sequence[CaseRow], labels: Sequence[str], shown: Shown) -> None:
     """Fill ``sheet`` with a line of panels per case: the whole slice with the reference, then a panel for each of ``labels``."""
     right = sheet.width - LEFT - (len(labels) + 1) * (PANEL + GAP)
     grid = sheet.grid(len(rows), len(labels) + 1, left=LEFT, right=right, above=0.2, below=0.26, gaps=(GAP, GAP))
     for row, axes in zip(rows, grid, strict=True):
-        cells = {label: shown[label, row.center] for label in labels if (label, row.center) in shown}
-        slices = {
-            label: CaseSlice.load(slice_file(cell.run.path, row.case))
-            for label, cell in cells.items()
-            if has_slice(cell, row.case)
+        cells = {
+            label: cell
+            for (label, center), of_seed in shown.items()
+            if center == row.center and (cell := keeper(of_seed, row.case)) is not None
         }
-        every = [
-            CaseSlice.load(slice_file(cell.run.path, row.case))
-            for (_, center), cell in shown.items()
-            if center == row.center and has_slice(cell, row.case)
-        ]
-        _draw_row(board, axes, row, labels, slices, every, cells)
+        slices = {label: CaseSlice.load(slice_file(cell.run.path, row.case)) for label, cell in cells.items()}
+        _draw_row(board, axes, row, labels, slices, cells)
     for axis, title in zip(grid[0], ("whole slice", *labels), strict=True):
         axis.set_title(title, fontsize=TEXT_PT, pad=3)
     sheet.legend(_handles(), columns=len(LEGEND), handlelength=2.6)
@@ -99,10 +103,10 @@ def _draw_row(
     row: CaseRow,
     labels: Sequence[str],
     slices: Mapping[str, CaseSlice],
-    every: Sequence[CaseSlice],
     cells: Mapping[str, Cell],
 ) -> None:
-    """``every`` are the slices of all methods, also those on other pages: the field is the same for all."""
+    """``slices`` are those of all methods, also of those on other pages: the field is the same for all."""
+    every = list(slices.values())
     first, whole = every[0], whole_field(every[0])
     reference = (first.reference_pancreas, first.reference_tumor)
     view = field_around(first, (*reference, *(case.tumor_fine for case in every)), FIELD_MARGIN_MM, whole)

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from markupsafe import Markup
 
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_strip, seeds_mark
 from dgbench.leaderboard.ranking import Standing
-from dgbench.leaderboard.results import METRICS, Row, Score, Table
+from dgbench.leaderboard.results import METRICS, Row, Score, Table, seed_means
 from dgbench.leaderboard.sheets import BLANK, HEADERS, number, points
 from dgbench.leaderboard.statistics import BASELINE, Comparison
-from dgbench.leaderboard.tables import center_cell, detection_cell, difference_text, rank_cell
+from dgbench.leaderboard.tables import RECORDS, center_cell, detection_cell, difference_text, rank_cell
+from dgbench.store.tiers import TIERS
 
 DETECTION_HEADERS = {
     "sensitivity": "sensitivity",
@@ -102,13 +102,6 @@ def board(table: Table) -> Board:
     )
 
 
-def seed_means(row: Row) -> dict[int, float]:
-    """The mean DSC over centers of each seed, in points; none while a run is missing."""
-    if not row.complete:
-        return {}
-    return {seed: 100 * fmean(center.runs[seed].means["dsc"] for center in row.centers.values()) for seed in row.seeds}
-
-
 def _columns(table: Table) -> tuple[Column, ...]:
     accuracy, other = "DSC, points", "Other metrics, mean over centers"
     difference, standing, detection, cost = f"Difference to {BASELINE}", "Standing", "Detection", "Cost"
@@ -139,6 +132,7 @@ def _columns(table: Table) -> tuple[Column, ...]:
         Column(header="s per case", group=cost, title="inference, flips included"),
         Column(header=f"training × {BASELINE}", group=cost, title="median step time, pairwise on the same machine"),
         Column(header="seeds run", group="Row"),
+        *((Column(header="record", group="Row", title=RECORDS),) if _has_records(table) else ()),
         Column(header="notes", group="Row", text=True),
     )
 
@@ -159,8 +153,17 @@ def _cells(table: Table, row: Row, one: Comparison | None, place: Standing | Non
         *(_detection(metric, row) for metric in DETECTION_HEADERS),
         *_cost(row),
         Cell(text=", ".join(map(str, row.seeds)), key=len(row.seeds)),
+        *((_record(row),) if _has_records(table) else ()),
         _notes(row),
     )
+
+
+def _has_records(table: Table) -> bool:
+    return any(row.record for row in table.rows)
+
+
+def _record(row: Row) -> Cell:
+    return EMPTY if row.record is None else Cell(text=row.record, key=TIERS.index(row.record))
 
 
 def _key(score: Score | None) -> float | None:

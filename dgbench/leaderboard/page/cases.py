@@ -12,7 +12,7 @@ from dgbench.leaderboard.page.facts import table_title
 from dgbench.leaderboard.page.folder import Site, file_name
 from dgbench.leaderboard.policies import apply_policy
 from dgbench.leaderboard.records import read_records
-from dgbench.leaderboard.results import Compiled, Table
+from dgbench.leaderboard.results import Compiled, CountedRun, Table
 from dgbench.leaderboard.sheets import Sheet, points
 from dgbench.protocol import Protocol
 from dgbench.store.slices import CaseSlice, slice_file
@@ -91,7 +91,7 @@ def _score(dsc: float, included: bool, failed: bool, empty: bool) -> CaseScore:
 def _folders(table: Table) -> Iterator[str]:
     for row in table.rows:
         for result in row.centers.values():
-            yield from (run.folder for run in result.runs.values())
+            yield from (folder for run in result.runs.values() for folder in run.folders)
 
 
 def cases_by_center(scores: Scores) -> dict[str, list[str]]:
@@ -131,14 +131,19 @@ def _sheet(table: Table, scores: Scores, center: str, case: str) -> Sheet:
     lines = []
     for row in table.rows:
         runs = row.centers[center].runs if center in row.centers else {}
-        cells = [scores.get(runs[seed].folder, {}).get(case) if seed in runs else None for seed in table.seeds]
-        lines.append((row.label, *("no result" if cell is None else cell.text for cell in cells)))
+        cells = [_found(scores, runs[seed], case) if seed in runs else None for seed in table.seeds]
+        lines.append((row.label, *("no result" if cell is None else cell[1].text for cell in cells)))
     return Sheet(
         heading=(f"DSC in points — {table_title(table)}",),
         columns=columns,
         rows=tuple(lines),
         numeric=frozenset(columns[1:]),
     )
+
+
+def _found(scores: Scores, run: CountedRun, case: str) -> tuple[str, CaseScore] | None:
+    """The folder in which the case was judged, and its score; None where it was not."""
+    return next(((folder, scores[folder][case]) for folder in run.folders if case in scores.get(folder, {})), None)
 
 
 def _pictures(
@@ -154,10 +159,9 @@ def _pictures(
             label = row.label if len(compiled.tables) == 1 else f"{row.label}, preset {table.preset}"
             picture = None
             for seed, run in runs.items():
-                path = slice_file(root / run.folder, case)
-                if case in scores.get(run.folder, {}) and path.is_file():
-                    score = scores[run.folder][case].text
-                    picture = _draw(path, case, f"{label}, seed {seed}", score, compiled, site)
+                found = _found(scores, run, case)
+                if found is not None and (path := slice_file(root / found[0], case)).is_file():
+                    picture = _draw(path, case, f"{label}, seed {seed}", found[1].text, compiled, site)
                     break
             if picture is None:
                 without.append(label)

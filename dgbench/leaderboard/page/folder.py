@@ -12,7 +12,7 @@ from tempfile import mkdtemp
 
 from dgbench.atomic import TEMPORARY_PREFIX, make_folder, read_json, unwritable
 from dgbench.errors import DgbenchError
-from dgbench.protocol import SAFE_NAME
+from dgbench.frozen import SAFE_NAME
 
 MARKER = "dgbench-page.json"
 """Lists the files of a page; a folder with it may be replaced."""

@@ -115,6 +115,8 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
         facts["Rank interval"] = "{} to {}".format(*place.rank_interval)
         facts["P(best)"] = f"{place.p_best:.2f}"
         facts["Tier"] = str(place.tier)
+    if row.record is not None:
+        facts["Record"] = row.record
     if row.notes:
         facts["Notes"] = "; ".join(row.notes)
     return facts

@@ -183,12 +183,13 @@ def _sheets(table: Table) -> dict[str, Any]:
 def _mine(method: str, compiled: Compiled, scores: case_rooms.Scores) -> dict[str, list[str]]:
     """The cases by center that a counted run of the method was judged on."""
     folders = {
-        run.folder
+        folder
         for table in compiled.tables
         for row in table.rows
         if row.method == method
         for result in row.centers.values()
         for run in result.runs.values()
+        for folder in run.folders
     }
     return case_rooms.cases_by_center({folder: scores[folder] for folder in folders if folder in scores})
 

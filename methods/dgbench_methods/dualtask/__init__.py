@@ -71,7 +71,9 @@ class DualTaskConfig(MethodConfig):
         return self
 
 
-def _variant(name: str, title: str, **defaults: Any) -> MethodInfo:
+def _variant(name: str, title: str, searched: tuple[str, ...] | None = None, **defaults: Any) -> MethodInfo:
+    """A configuration with a name; tuning searches the keys of the space that ``searched`` names, all by default."""
+    space = None if searched is None else {key: DualTaskConfig.space[key] for key in searched}
     return MethodInfo(
         name=name,
         target="dgbench_methods.dualtask.method:DualTask",
@@ -81,6 +83,7 @@ def _variant(name: str, title: str, **defaults: Any) -> MethodInfo:
         config=DualTaskConfig,
         defaults=defaults,
         dims=frozenset({3}),
+        space=space,
     )
 
 
@@ -88,14 +91,25 @@ _NOTHING = {"views": 1, "cls": "off", "dis": False, "tran": False, "con": False,
 
 INFO = _variant("dualtask", "Dual-task framework")
 VARIANTS = (
-    _variant("dualtask_smooth", "Dual-task framework, differentiable conversion", task_conversion="smooth"),
-    _variant("dualtask_bl", "Dual-task ablation BL", **_NOTHING),
-    _variant("dualtask_idr", "Dual-task ablation BL+IDR", **_NOTHING | {"dis": True}),
-    _variant("dualtask_dtl", "Dual-task ablation BL+DTL", **_NOTHING | {"dis": True, "tran": True}),
+    _variant(
+        "dualtask_smooth",
+        "Dual-task framework, differentiable conversion",
+        ("weight_dis", "weight_con", "weight_cos", "conversion_k"),
+        task_conversion="smooth",
+    ),
+    _variant("dualtask_bl", "Dual-task ablation BL", (), **_NOTHING),
+    _variant("dualtask_idr", "Dual-task ablation BL+IDR", ("weight_dis",), **_NOTHING | {"dis": True}),
+    _variant("dualtask_dtl", "Dual-task ablation BL+DTL", ("weight_dis",), **_NOTHING | {"dis": True, "tran": True}),
     _variant(
         "dualtask_dtl_smooth",
         "Dual-task ablation BL+DTL, differentiable conversion",
+        ("weight_dis", "conversion_k"),
         **_NOTHING | {"dis": True, "tran": True, "task_conversion": "smooth"},
     ),
-    _variant("dualtask_dsl", "Dual-task ablation BL+DSL", **_NOTHING | {"views": 2, "con": True, "cos": True}),
+    _variant(
+        "dualtask_dsl",
+        "Dual-task ablation BL+DSL",
+        ("weight_con", "weight_cos"),
+        **_NOTHING | {"views": 2, "con": True, "cos": True},
+    ),
 )

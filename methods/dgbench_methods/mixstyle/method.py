@@ -40,7 +40,7 @@ class MixStyle(Method[MixStyleConfig]):
 
         loss = segmentation_loss(self.backbone(batch.image, tap), batch.label)
         if self.config.mix == "bank":
-            self.stored += torch.bincount(batch.domain, minlength=self.setup.n_sources)
+            self.stored += torch.bincount(ctx.all_gather(batch.domain), minlength=self.setup.n_sources)
         return {"loss": loss}
 
     def mix(self, layer: str, x: Tensor, domain: Tensor, ctx: StepContext) -> Tensor:
@@ -50,7 +50,7 @@ class MixStyle(Method[MixStyleConfig]):
         share = torch.from_numpy(rng.beta(self.config.alpha, self.config.alpha, len(x))).to(x.device)
         mean, std = (value.detach() for value in channel_statistics(x, self.config.eps))
         if self.config.mix == "bank":
-            other_mean, other_std, found = self._from_bank(layer, mean, std, domain, rng)
+            other_mean, other_std, found = self._from_bank(layer, mean, std, domain, rng, ctx)
         else:
             partner = self.partners(domain, rng).to(x.device)
             other_mean, other_std, found = mean[partner], std[partner], torch.ones_like(domain, dtype=torch.bool)
@@ -69,9 +69,10 @@ class MixStyle(Method[MixStyleConfig]):
         return torch.tensor(chosen)
 
     def _from_bank(
-        self, layer: str, mean: Tensor, std: Tensor, domain: Tensor, rng: np.random.Generator
+        self, layer: str, mean: Tensor, std: Tensor, domain: Tensor, rng: np.random.Generator, ctx: StepContext
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A stored style of another center for each sample, and whether there was one; the samples' own styles are stored."""
+        """A stored style of another center for each sample, and whether there was one; the samples' own styles are stored, those of all
+        devices."""
         bank, size = cast(Tensor, getattr(self, f"bank_{layer}")), self.config.bank_size
         counts = self.stored.tolist()
         other_mean, other_std, found = mean.clone(), std.clone(), torch.zeros_like(domain, dtype=torch.bool)
@@ -83,7 +84,8 @@ class MixStyle(Method[MixStyleConfig]):
             style = bank[center, int(rng.integers(min(counts[center], size)))]
             other_mean[index], other_std[index] = (value.view_as(mean[index]) for value in style)
             found[index] = True
-        for index, own in enumerate(domain.tolist()):
-            bank[own, counts[own] % size] = torch.stack([mean[index].flatten(), std[index].flatten()])
+        styles = ctx.all_gather(torch.stack([mean.flatten(1), std.flatten(1)], 1))
+        for own, style in zip(ctx.all_gather(domain).tolist(), styles, strict=True):
+            bank[own, counts[own] % size] = style
             counts[own] += 1
         return other_mean, other_std, found

@@ -63,5 +63,6 @@ VARIANTS = (
             "consistency": "mse",
             "consistency_weight": 1.0,
         },
+        space={"consistency_weight": Range(low=0.1, high=30.0, log=True), "mix": (True, False)},
     ),
 )

@@ -1,0 +1,187 @@
+"""A study: one process asks for a point of the search space, trains the method's own stages with it, and tells what source validation said.
+
+Nothing of a held-out center is opened: a trial is training alone, under the guard of every training, and its objective is what training
+itself stores. The state is a journal of optuna (JSON, nothing is unpickled) and ordinary run folders below the study's. What is proposed is
+a function of the journal and of (seed, trial, key), so that a study that was killed goes on with what it would have done.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgbench import __version__
+from dgbench.errors import DgbenchError, Interrupted
+from dgbench.info import MethodConfig, MethodInfo
+from dgbench.launch.jobs import Say
+from dgbench.launch.plan import RunPlan, RunRequest, plan_run, resolve_request
+from dgbench.launch.settings import split_overrides
+from dgbench.protocol import ResolvedProtocol
+from dgbench.store.folder import write_status
+from dgbench.store.lock import FolderLock, LockHeld
+from dgbench.store.study import StudySpec, TrialRow, counted, select, study_key, write_selection, write_trials
+from dgbench.tuning.journal import next_trial, open_study, rows_of
+from dgbench.tuning.space import Param, Space, default_params, plain, settings_of, space_of
+from dgbench.tuning.trial import Watch, train_trial
+
+if TYPE_CHECKING:
+    import optuna
+
+OBJECTIVE = (
+    "mean over the method's stages of the best source-validation DSC (equal-weight mean over source centers, label ROI)"
+)
+SEARCH: dict[str, Any] = {"version": 1, "sampler": "tpe", "sampler_startup": 8, "pruner": "median", "pruner_startup": 5}
+"""How trials are proposed (drawn at random until ``sampler_startup`` are finished) and pruned (none before ``pruner_startup`` are)."""
+FAILURES_IN_A_ROW = 3
+"""So many failed trials one after another are no bad luck: the study stops."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study before anything of it runs: what the run without tuning would be (``run``), and what is searched around it."""
+
+    request: RunRequest
+    run: RunPlan
+    resolved: ResolvedProtocol
+    info: MethodInfo
+    config: MethodConfig
+    space: Space
+    default: dict[str, Param]
+    spec: StudySpec
+    folder: Path
+
+    @property
+    def trials(self) -> Path:
+        """The runs folder of the trials."""
+        return self.folder / "trials"
+
+    def changes(self, params: dict[str, Param]) -> tuple[dict[str, Any], dict[str, float]]:
+        """What a point of the space changes: settings of the method, overrides of the preset."""
+        return settings_of(params, self.space, self.default, self.resolved)
+
+    def trial_request(self, params: dict[str, Param]) -> RunRequest:
+        """The run that a point of the space stands for."""
+        config, preset = self.changes(params)
+        texts = [f"{key}={json.dumps(value)}" for key, value in config.items()]
+        texts += [f"preset.{key}={json.dumps(value)}" for key, value in preset.items()]
+        return replace(self.request, overrides=(*self.request.overrides, *texts), runs=self.trials)
+
+
+def resolve_study(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, MethodConfig, Space, dict[str, Param]]:
+    """What a study of ``request`` would search, all validated, before anything is read or written; ``request.overrides`` fix keys."""
+    resolved, info, config = resolve_request(request)
+    fixed = split_overrides(request.overrides)[1]
+    space = space_of(info, fixed)
+    return resolved, info, config, space, default_params(space, config, resolved)
+
+
+def plan_study(request: RunRequest, trials: int) -> StudyPlan:
+    """The study of ``request``; the data folder must exist. Only source files are read, to fingerprint them."""
+    resolved, info, config, space, default = resolve_study(request)
+    run = plan_run(request)
+    own = run.own.spec
+    stages = {job.stage: job.key for job in run.own.training}
+    search = {**SEARCH, "optuna": ".".join(version("optuna").split(".")[:2])}
+    key = study_key(stages, plain(space), OBJECTIVE, search)
+    spec = StudySpec.model_validate(
+        {
+            "schema": 1,
+            "dgbench": __version__,
+            "key": key,
+            "settings": sorted(request.overrides),
+            "stages": stages,
+            "space": plain(space),
+            "objective": OBJECTIVE,
+            "search": search,
+            "command": f"{request.command('tune')} --trials {trials}",
+            **own.model_dump(
+                mode="json",
+                include={"protocol", "heldout", "sources", "seed", "method", "data", "environment"},
+            ),
+        }
+    )
+    return StudyPlan(
+        request, run, resolved, info, config, space, default, spec, run.own.folder.parent / f"tune-{key[:8]}"
+    )
+
+
+def run_study(plan: StudyPlan, trials: int, say: Say) -> TrialRow:
+    """Do what is missing of the first ``trials`` trials (complete and pruned ones count) and select; the selected trial.
+
+    Raises:
+        DgbenchError: the trial without changes failed, or several in a row did; or another process works on the study.
+        Interrupted: a trial was asked to stop and saved its state.
+    """
+    with FolderLock(plan.folder):
+        if not (plan.folder / "study.json").exists():
+            plan.spec.write(plan.folder)
+        write_status(plan.folder, "running")
+        try:
+            study = open_study(plan.folder, plan.spec)
+            while counted(rows := _publish(plan, study)) < trials:
+                _refuse_failures(rows)
+                _do_trial(plan, study, say)
+                say(_line(_publish(plan, study), trials))
+            chosen = write_selection(plan.folder, plan.spec, trials)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            write_status(plan.folder, "interrupted", str(stop) or "Ctrl-C")
+            raise
+        except DgbenchError as error:
+            write_status(plan.folder, "failed", str(error))
+            raise
+        write_status(plan.folder, "done")
+        return chosen
+
+
+def _publish(plan: StudyPlan, study: "optuna.Study") -> list[TrialRow]:
+    rows = rows_of(study, plan.changes)
+    write_trials(plan.folder, rows)
+    return rows
+
+
+def _do_trial(plan: StudyPlan, study: "optuna.Study", say: Say) -> None:
+    """One trial to its end: complete, pruned, or failed."""
+    from optuna.trial import TrialState
+
+    trial, params = next_trial(study, plan.space, plan.default, plan.spec)
+    run = plan_run(plan.trial_request(params))
+    watch = Watch(trial, run)
+    state, reason = TrialState.COMPLETE, None
+    try:
+        train_trial(run, plan.request.runs, watch, say)
+    except LockHeld:
+        raise
+    except DgbenchError as error:
+        if trial.number == 0:  # the method as it is: a search around it would be of no use
+            raise
+        state, reason = TrialState.FAIL, str(error)
+    if watch.pruned:
+        state, reason = TrialState.PRUNED, None
+    outcomes = (
+        {} if watch.pruned else watch.outcomes()
+    )  # how far a trial came that was given up depends on when it was stopped
+    trial.set_user_attr("stages", {name: stage.model_dump() for name, stage in outcomes.items()})
+    trial.set_user_attr("reason", reason)
+    study.tell(trial, watch.value if state is TrialState.COMPLETE else None, state=state)
+
+
+def _refuse_failures(rows: list[TrialRow]) -> None:
+    last = rows[-FAILURES_IN_A_ROW:]
+    if len(last) == FAILURES_IN_A_ROW and not any(row.counts for row in last):
+        raise DgbenchError(
+            f"trials {last[0].number} to {last[-1].number} failed one after another; the last: {last[-1].reason} — mend this, then tune "
+            "in another runs folder"
+        )
+
+
+def _line(rows: list[TrialRow], trials: int) -> str:
+    """How the last trial ended, and which is the best so far."""
+    last = rows[-1]
+    how = {
+        "complete": f"source-val DSC {100 * (last.value or 0.0):.1f}",
+        "pruned": f"pruned after {len(last.validations)} validations",
+        "failed": f"failed: {last.reason}",
+    }[last.state]
+    best = select(rows, counted(rows))
+    return f"trial {last.number}, {counted(rows)} of {trials}: {how}; best {100 * (best.value or 0.0):.1f} (trial {best.number})"
