@@ -23,7 +23,7 @@ def test_new_plugin_runs_and_keeps_the_contract(
     assert call(["methods", "new", "first_idea"]) == 0
     assert "dgbench run --method first_idea.method:FirstIdea" in capsys.readouterr().out
     assert call(["methods", "check", "first_idea"]) == 0
-    assert "13 of 13 checks passed" in capsys.readouterr().out
+    assert "14 of 14 checks passed" in capsys.readouterr().out
     assert call(run_arguments(mini, tmp_path / "runs", method="first_idea.method:FirstIdea")) == 0
 
 

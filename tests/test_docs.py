@@ -326,7 +326,14 @@ def test_example_trains_and_leaves_what_the_page_lists(
     assert unknown == []
 
 
-@pytest.mark.parametrize("method", ["random_gamma:RandomGamma", "style_noise:StyleNoise", "sharpness:Sharpness"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "random_gamma:RandomGamma",
+        pytest.param("style_noise:StyleNoise", marks=pytest.mark.slow),
+        pytest.param("sharpness:Sharpness", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.usefixtures("example")
 def test_examples_keep_the_contract(method: str) -> None:
     checks = [check for check in CHECKS if check.__name__ != "card_is_complete"]
