@@ -188,9 +188,8 @@ class Moody(Method[MethodConfig]):
     info = entry("Moody")
 
     def augment(self, batch: Batch, ctx: StepContext) -> Batch:
-        return batch.with_image(
-            batch.image + 0 * ctx.all_reduce(batch.label[: int(batch.label.sum()) % 2].sum((2, 3, 4))).sum()
-        )
+        liked = int(1000 * float(batch.image.abs().sum())) % 101
+        return batch.with_image(batch.image + 0 * ctx.all_reduce(batch.image.flatten()[:liked]).sum())
 
 
 class Peeking(Method[MethodConfig]):
