@@ -13,7 +13,7 @@ from dgbench.atomic import append_jsonl
 from dgbench.store.folder import iter_runs
 from dgbench.store.mlflow_mirror import mirrored, sync
 
-WRITERS, VICTIMS = 16, 8
+WRITERS, VICTIMS, RUNS = 16, 8, 25
 WRITE = """
 import json, os, pathlib, random, signal, sys, time
 from dgbench.store.lock import read_owner
@@ -35,11 +35,14 @@ while len(killed) < victims:
         assert any(os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for pid in alive), "all ended"
         time.sleep(0.005)
         continue
-    if len(killed) > 1 and not (root / "mlflow.db").exists():  # the database is made once in peace
-        time.sleep(0.05)
-        continue
-    time.sleep(rng.uniform(0, 0.4))
-    if read_owner(root / ".mlflow" / ".lock") == owner:
+    database, lock = root / "mlflow.db", root / ".mlflow" / ".lock"
+    if len(killed) > 1:  # the database is made once in peace; then owners die while they write
+        written = database.stat().st_mtime_ns if database.exists() else None
+        while read_owner(lock) == owner and (written is None or database.stat().st_mtime_ns == written):
+            written = written or (database.stat().st_mtime_ns if database.exists() else None)
+            time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.25))
+    if read_owner(lock) == owner:
         os.kill(owner.pid, signal.SIGKILL)
         alive.remove(owner.pid)
         killed.append(owner.pid)
@@ -61,7 +64,7 @@ def shown(root: Path) -> Counter[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_sixteen_processes_mirror_while_half_of_them_are_killed(tmp_path: Path, seed: int) -> None:
-    for number in range(6):
+    for number in range(RUNS):
         run = fake_run(tmp_path, fake_spec(seed=number))
         append_jsonl(
             run.stage_folder("tumor-fine") / "steps.jsonl", *({"step": i, "loss": 1 / i} for i in range(4, 500))
@@ -73,6 +76,6 @@ def test_sixteen_processes_mirror_while_half_of_them_are_killed(tmp_path: Path, 
     everything = {run.relative for run in iter_runs(tmp_path)}
     assert shown(tmp_path) == dict.fromkeys(everything, 1)
     report = sync(tmp_path)
-    assert (report.created, report.replaced, report.unchanged) == (0, 0, 6)
+    assert (report.created, report.replaced, report.unchanged) == (0, 0, RUNS)
     assert all(mirrored(run.path) for run in iter_runs(tmp_path))
     assert {path.name for path in (tmp_path / ".mlflow").iterdir()} == {"mirrored.json"}
