@@ -4,6 +4,7 @@ Row logs (``*.jsonl``) are the exception: they are appended to, one whole row pe
 by its missing newline and dropped.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -16,6 +17,8 @@ from dgbench.errors import DgbenchError
 
 TEMPORARY_PREFIX = ".tmp-"
 """First letters of the name of a file that is still being written; what a killed process leaves behind."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system answers when a disk, the user's share of it, or a file may not grow."""
 
 
 def make_folder(folder: Path) -> Path:

@@ -9,6 +9,9 @@ import yaml
 
 from dgbench.errors import DgbenchError, suggest
 
+SHOWN = 200
+"""Characters of a value that a message repeats."""
+
 
 def read_yaml(path: Path, what: str) -> Any:
     """What the YAML file ``path`` holds. Raises DgbenchError, starting with ``what``, when it cannot be read or is not YAML in UTF-8."""
@@ -18,8 +21,8 @@ def read_yaml(path: Path, what: str) -> Any:
         raise DgbenchError(f"{what}: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DgbenchError(f"{what}: {path} is not text in UTF-8 ({error.reason} at byte {error.start})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise DgbenchError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DgbenchError(f"{what}: not valid YAML: {_problem(error)}") from None
 
 
 def merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,8 +39,20 @@ def parse_value(text: str) -> Any:
     """A command-line value read as YAML (``1e-3`` too, which YAML 1.1 alone would keep as text)."""
     try:
         return float(text) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text) else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError comes of a date that is none, such as 2026-02-31
-        raise DgbenchError(f"cannot read the value {text!r}: {' '.join(str(error).split())}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a ValueError comes of a date that is none, such as 2026-02-31
+        raise DgbenchError(f"cannot read the value {_short(text)!r}: {_problem(error)}") from None
+
+
+def _problem(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def assign(tree: dict[str, Any], path: str, text: str) -> None:

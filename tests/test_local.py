@@ -222,8 +222,9 @@ def test_a_job_whose_process_died_is_tried_once_more_with_a_note(shared: Mini, t
         job = first_jobs(shared, tmp_path / state)
         left = [JobDied("organ: the process ended unexpectedly (signal 9)")] * deaths
 
-        def run(*_: Any, left: list[JobDied] = left) -> None:
+        def run(*_: Any, left: list[JobDied] = left, job: Job = job) -> None:
             if left:
+                (job.folder / ".tmp-0a1b2c3d-cases.parquet").touch()
                 raise left.pop()
 
         said: list[str] = []
@@ -233,6 +234,9 @@ def test_a_job_whose_process_died_is_tried_once_more_with_a_note(shared: Mini, t
             with pytest.raises(JobDied, match="signal 9"):
                 do(job, run, said.append)
         assert read_status(job.folder).state == state
+        assert bool(list(job.folder.glob(".tmp-*"))) == (state == "failed"), (
+            "what a dead process left goes with the next"
+        )
         note = "the process ended unexpectedly (signal 9) — trying once more"
         assert any(note in line for line in said)
         assert note in (job.folder / "log.txt").read_text()

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import yaml
 from cli_calls import mistake, run_arguments
-from fake_runs import fake_run
+from fake_runs import fake_cases, fake_run
 from pyarrow import parquet
 from training_fixtures import PROTOCOL, Mini
 
@@ -30,7 +30,8 @@ from dgbench.launch.jobs import empty_folder
 from dgbench.registry import find_method
 from dgbench.store import checkpoint_file
 from dgbench.store.checkpoint_file import load_checkpoint, save_checkpoint
-from dgbench.store.folder import MAX_ROWS, RunFolder, iter_runs, read_cases, write_status
+from dgbench.store.folder import RunFolder, iter_runs, read_cases, write_status
+from dgbench.store.foreign import MAX_ROWS
 from dgbench.store.manifest import Manifest
 from dgbench.store.record import write_record
 from dgbench.store.slices import CaseSlice
@@ -214,6 +215,17 @@ def test_a_table_that_claims_too_much(tmp_path: Path, forge: Callable[[Path], No
     with pytest.raises(DgbenchError, match=message) as error:
         read_cases(tmp_path)
     one_line(error)
+
+
+def test_a_table_with_a_pickled_type_is_read_without_it(tmp_path: Path, trace: Path) -> None:
+    pickled = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(Payload(trace)),
+    }
+    rows = pa.Table.from_pandas(fake_cases())
+    fields = [field.with_metadata(pickled) if field.name == "reason" else field for field in rows.schema]
+    parquet.write_table(pa.Table.from_arrays(rows.columns, schema=pa.schema(fields)), tmp_path / "cases.parquet")
+    assert len(read_cases(tmp_path)) == len(rows)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "link", "folder"])

@@ -6,6 +6,7 @@ import sys
 from types import FrameType
 from typing import Any
 
+from dgbench.atomic import DISK_FULL
 from dgbench.errors import DgbenchError, Interrupted
 
 INTERRUPTED = 130
@@ -52,6 +53,7 @@ def call(arguments: list[str]) -> int:
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, of whichever click this typer brings
     try:
         code = app(arguments, standalone_mode=False, prog_name="dgbench")
+        sys.stdout.flush()  # here a reader that has gone, or a full disk, can still be answered
         if code == INTERRUPTED:  # how typer answers Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
@@ -72,9 +74,17 @@ def call(arguments: list[str]) -> int:
     except DgbenchError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _unheard()
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):  # rich's answer to a reader that has gone
+            raise
+        return _unheard()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            _unheard()
+            return _fail(
+                f"{error.filename or 'output'}: cannot be written ({error.strerror}) — make room and call again"
+            )
         if os.environ.get(TRACE) == "1":
             raise
         return _fail(f"unexpected {type(error).__name__}: {error} ({_keep_trace(arguments)}); please report it")
@@ -96,6 +106,12 @@ def _keep_trace(arguments: list[str]) -> str:
     except OSError as problem:
         return f"its trace cannot be kept: {problem}; {TRACE}=1 shows it"
     return f"trace in {path}"
+
+
+def _unheard() -> int:
+    """Nothing more is said on stdout: its reader has gone (``| head``), which is no mistake, or its disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _fail(message: str) -> int:

@@ -55,7 +55,8 @@ def load_center(folder: Path) -> Center:
     try:
         dataset = json.loads(manifest.read_text(encoding="utf-8"))
         labels = {str(key): int(value) for key, value in _labels(dataset["labels"]).items()}
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:  # JSON's and Unicode's are ValueErrors
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        # JSON's and Unicode's are ValueErrors, an infinite label overflows
         raise DgbenchError(
             f"center {name}: dataset.json needs a mapping 'labels' of names to integers ({error})"
         ) from None

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISREG
 
 from dgbench.atomic import write_bytes
 from dgbench.data import guard
@@ -24,6 +25,8 @@ def content_hash(path: Path, cache: Path) -> str:
     known = _load(record)
     try:
         stat = path.stat()
+        if not S_ISREG(stat.st_mode):  # a device or a pipe would never end
+            raise DgbenchError(f"{path} is not a regular file")
         key = {"path": place, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         if known is not None and {name: known.get(name) for name in key} == key:
             return str(known["sha256"])

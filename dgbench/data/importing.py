@@ -102,7 +102,7 @@ def _manifest(source: Path, labels: Mapping[str, int] | None, modality: str | No
     try:
         given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         given = {str(key): given[key] for key in KEPT if key in given}
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise DgbenchError(f"{path} cannot be read as a JSON object: {error}") from None
     if labels is not None:
         given["labels"] = {"background": 0, **labels}

@@ -74,6 +74,8 @@ def load_nifti(path: Path, what: str) -> Nifti:
     """
     guard.check_path(path)
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe would never end
+            raise DgbenchError(f"{what} {path} is not a regular file")
         raw = path.read_bytes()
     except OSError as error:
         raise DgbenchError(f"{what} {path} cannot be read: {error.strerror}") from None

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from dgbench.info import MethodInfo
 from dgbench.method import Method
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
+from dgbench.store.foreign import read_arrays
 from dgbench.store.slices import slice_file
 from dgbench.training.build import method_of
 from dgbench.training.job import TrainJob
@@ -144,7 +144,7 @@ def load_trained(training: TrainJob, checkpoint: str, device: torch.device) -> M
     it or are damaged."""
     method = method_of(training, device)
     loaded = load_checkpoint(training.folder / CHECKPOINT_FILES[checkpoint])
-    if loaded.meta["key"] != training.key:
+    if loaded.key != training.key:
         raise DgbenchError(
             f"{training.folder}: no {checkpoint} checkpoint of this run — delete that folder and run again"
         )
@@ -321,20 +321,20 @@ def load_result(path: Path) -> StageResult:
     if not path.is_file():
         raise DgbenchError(f"{path} is missing — delete {path.parents[2]} and run again")
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            lo = tuple(int(value) for value in data["lo"])
-            hi = tuple(low + length for low, length in zip(lo, data["levels"].shape, strict=True))
-            shape = tuple(int(value) for value in data["shape"])
-            return StageResult(
-                str(data["stage"]),
-                data["levels"],
-                Box(lo, hi),
-                shape,
-                str(data["roi"]),
-                int(data["rounds"]),
-                bool(data["windowed"]),
-            )
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, BadZipFile) as error:
+        data = read_arrays(path)
+        lo = tuple(int(value) for value in data["lo"])
+        hi = tuple(low + length for low, length in zip(lo, data["levels"].shape, strict=True))
+        shape = tuple(int(value) for value in data["shape"])
+        return StageResult(
+            str(data["stage"]),
+            data["levels"],
+            Box(lo, hi),
+            shape,
+            str(data["roi"]),
+            int(data["rounds"]),
+            bool(data["windowed"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DgbenchError(
             f"{path}: not readable probabilities ({error}) — delete {path.parents[2]} and run again"
         ) from error

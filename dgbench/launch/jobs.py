@@ -126,7 +126,6 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
             pass  # the process of an owner that was killed has ended
         if is_done(job):  # another process was at it
             return False
-        remove_leftovers(job.folder)
         prepare_folder(job)
         with _told(job):
             try:
@@ -140,6 +139,7 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
 
 
 def _work(job: Job, run: RunJob, say: Say) -> None:
+    remove_leftovers(job.folder)
     if job.training is None:
         _evaluate(job.plan, job.part, run, say)
     else:

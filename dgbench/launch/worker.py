@@ -1,7 +1,6 @@
 """The processes in which jobs run: forked from a server that has imported torch once, one process a job, so that an evaluation never shares
 memory with a training, and a crash takes one job only."""
 
-import errno
 import multiprocessing
 import os
 import signal
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from dgbench.atomic import unwritable
+from dgbench.atomic import DISK_FULL, unwritable
 from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.launch.progress import progress
 from dgbench.store.lock import FolderLock
@@ -33,8 +32,6 @@ PROCESS_LOCK = ".process"
 state and ended, so that the next program does not write beside it."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at a job: its memory, and whether it was cancelled."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system answers when a disk, the user's share of it, or a file may not grow."""
 TELL_EVERY = 0.2
 """Seconds between two messages of a job about its progress."""
 

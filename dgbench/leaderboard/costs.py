@@ -12,6 +12,7 @@ from statistics import fmean, median
 from dgbench.atomic import read_json, read_jsonl
 from dgbench.errors import DgbenchError
 from dgbench.store.folder import RunFolder
+from dgbench.store.foreign import read_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +53,13 @@ def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
     Raises:
         DgbenchError: a file is there and cannot be read.
     """
-    import pandas as pd
-
     files = [run.path / "cost.json", run.evaluation / "times.parquet", run.path / "env.json"]
     logs = [run.stage_folder(stage) / "times.jsonl" for stage in run.own_stages]
     if not all(path.is_file() for path in (*files, *logs)):
         return None
     counted, environment = read_json(files[0]), read_json(files[2])
     try:
-        times = pd.read_parquet(files[1])
+        times = read_table(files[1])
         seg = times[
             times["setting"].str.endswith("-Seg") & (times["checkpoint"] == "source-val") & times["case"].isin(heldout)
         ]

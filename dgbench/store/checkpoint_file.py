@@ -8,6 +8,7 @@ so that a damaged one has a predecessor.
 
 import hashlib
 import re
+import reprlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,6 +65,12 @@ class Checkpoint:
     meta: Any
     file: Path
     problem: str | None
+
+    @property
+    def key(self) -> str:
+        """The key of the training that it says to be of, "unknown" where it names none."""
+        key = self.meta.get("key") if isinstance(self.meta, Mapping) else None
+        return key if isinstance(key, str) else "unknown"
 
 
 def save_checkpoint(stem: Path, tensors: Mapping[str, Tensor], meta: Any) -> Path:
@@ -141,20 +148,35 @@ def unflatten_state(tensors: Mapping[str, Tensor], tree: Any) -> Any:
     Raises:
         DgbenchError: ``tree`` was not made by it, or names a tensor that is not there.
     """
+    try:
+        return _decode(tensors, tree)
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a key that is none, a pair that is none, text that is no number
+        raise _not_a_state(tree) from error
+
+
+def _decode(tensors: Mapping[str, Tensor], tree: Any) -> Any:
     match tree:
         case None | bool() | int() | float() | str():
             return tree
         case list():
-            return [unflatten_state(tensors, item) for item in tree]
+            return [_decode(tensors, item) for item in tree]
         case {"tensor": str(name)} if name in tensors:
             return tensors[name]
         case {"float": str(text)}:
             return float(text)
         case {"tuple": list(items)}:
-            return tuple(unflatten_state(tensors, item) for item in items)
+            return tuple(_decode(tensors, item) for item in items)
         case {"dict": list(items)}:
-            return {unflatten_state(tensors, key): unflatten_state(tensors, value) for key, value in items}
-    raise DgbenchError(f"not a stored state: {str(tree)[:80]}")
+            return {_decode(tensors, key): _decode(tensors, value) for key, value in items}
+    raise _not_a_state(tree)
+
+
+def _not_a_state(tree: Any) -> DgbenchError:
+    return DgbenchError(f"not a stored state: {reprlib.repr(tree)[:80]}")
 
 
 def _encode(value: Any, path: tuple[str, ...], tensors: dict[str, Tensor]) -> Any:
@@ -207,7 +229,7 @@ def _load_pair(stem: Path, number: int) -> tuple[dict[str, Tensor], Any]:
         raise DgbenchError(f"{file}: the checksum does not match ({len(data)} bytes) — damaged, cut short or foreign")
     try:
         return safetensors_load(data), sidecar["meta"]
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # a KeyError comes of a type that torch does not have
         raise DgbenchError(f"{file}: not a safetensors file ({error})") from error
 
 

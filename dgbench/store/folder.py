@@ -21,6 +21,7 @@ from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name
 from dgbench.store import keys
+from dgbench.store.foreign import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,6 @@ IMPORTED = "imported"
 """The checkpoint of the rows of an imported prediction set, which has none."""
 CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
-MAX_ROWS = 1_000_000
-"""More rows than any evaluation makes: 1,000 cases in 6 settings with 2 checkpoints at 9 thresholds are 108,000."""
 
 _RUN_NAME = re.compile(r"seed(\d+)-([0-9a-f]{8})")
 _log = logging.getLogger(__name__)
@@ -284,28 +283,29 @@ def read_cases(folder: Path) -> "pd.DataFrame":
     """The raw rows of the evaluation in ``folder``, one per (case, stage, setting, checkpoint, threshold).
 
     Raises:
-        DgbenchError: nothing has been evaluated there, or the table is damaged or lacks one of :data:`CASE_COLUMNS`,
-            or claims more than :data:`MAX_ROWS` rows.
+        DgbenchError: nothing has been evaluated there, or the table is damaged, lacks one of :data:`CASE_COLUMNS` or names a case that
+            leads out of a folder.
     """
-    import pandas as pd
-    from pyarrow import parquet
-
     path = folder / "cases.parquet"
     if not path.exists():
         raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
     try:
-        rows = parquet.read_metadata(path).num_rows
-        if rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
-            raise DgbenchError(f"{path}: {rows} rows, an evaluation has at most {MAX_ROWS} — foreign, remove it")
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are subclasses of these
+        frame = read_table(path)
+    except (OSError, ValueError) as error:
         raise DgbenchError(
             f"{path}: not a readable table ({_one_line(error)}) — remove it and evaluate again"
         ) from error
     missing = [name for name in CASE_COLUMNS if name not in frame]
     if missing:
         raise DgbenchError(f"{path}: columns {', '.join(missing)} are missing — damaged or foreign, evaluate again")
+    named = frame["case"].unique() if frame["case"].dtype != object else ()  # what holds objects holds no text
+    if (leaving := next(filter(_leaves, named), None)) is not None:  # slices and pages are files named by the case
+        raise DgbenchError(f"{path}: {leaving!r} names no case — foreign, remove it")
     return frame
+
+
+def _leaves(case: object) -> bool:
+    return isinstance(case, str) and (case.startswith("/") or ".." in case.split("/") or "\\" in case or "\0" in case)
 
 
 def open_run(root: Path, spec: RunSpec) -> RunFolder:

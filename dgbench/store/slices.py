@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dgbench.atomic import write_bytes
 from dgbench.errors import DgbenchError
+from dgbench.store.foreign import read_arrays
 
 CT_WINDOW = (-100.0, 240.0)
 """Display window of CT in HU (paper IV.A)."""
@@ -109,19 +109,19 @@ class CaseSlice:
     def load(cls, path: Path) -> "CaseSlice":
         """What :meth:`save` wrote; its image is 0..255 and so is its window. Raises DgbenchError when it is missing or damaged."""
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-                spacing, place = data["spacing"].tolist(), data["place"].tolist()
-                return cls(
-                    case=str(data["case"]),
-                    image=data["image"],
-                    **{name: data[name] for name in get_args(Masks)},
-                    spacing=(spacing[0], spacing[1]),
-                    slice_index=place[0],
-                    n_slices=place[1],
-                    dsc=dict(zip(data["dsc_of"].tolist(), data["dsc"].tolist(), strict=True)),
-                    window=(0.0, 255.0),
-                )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            data = read_arrays(path)
+            spacing, place = data["spacing"].tolist(), data["place"].tolist()
+            return cls(
+                case=str(data["case"]),
+                image=data["image"],
+                **{name: data[name] for name in get_args(Masks)},
+                spacing=(spacing[0], spacing[1]),
+                slice_index=place[0],
+                n_slices=place[1],
+                dsc=dict(zip(data["dsc_of"].tolist(), data["dsc"].tolist(), strict=True)),
+                window=(0.0, 255.0),
+            )
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise DgbenchError(
                 f"{path}: not a readable slice ({error}) — delete the evaluation and run again"
             ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError
+from dgbench.store.foreign import read_table
 from dgbench.store.manifest import REPRODUCTIONS, Tier, environment_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _official(record: Path) -> "pd.Series[float]":
 
     path = record / "evaluation" / "cases.parquet"
     try:
-        rows = pd.read_parquet(path, columns=["case", "role", "setting", "checkpoint", "threshold", "dsc"])
+        rows = read_table(path, columns=["case", "role", "setting", "checkpoint", "threshold", "dsc"])
     except (OSError, ValueError) as error:
         raise DgbenchError(f"{path}: not a readable table ({' '.join(str(error).split())})") from error
     wanted = (

@@ -7,6 +7,7 @@ On several devices each rank runs this loop on batches of its own; rank 0 valida
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from statistics import fmean
@@ -45,6 +46,8 @@ from dgbench.training.validation import stage_predictor, validate
 LOG_EVERY = 20
 PREPARING = "preparing cases"
 """What is reported while no step has been done yet."""
+WORKER_DIED = "DataLoader worker"
+"""How torch begins to say that a worker of the loader is no longer alive."""
 LOGS = ("steps", "validation", "times")
 
 
@@ -96,8 +99,24 @@ def train(job: TrainJob, report: Report, ranks: Ranks | None = None) -> None:
     with guarding(allowed, job.centers), stop_requests() as stop:
         training = _build(job, report, ranks)
         _resume(training, report)
-        _run(training, stop, report)
+        with _dead_workers_named(job):
+            _run(training, stop, report)
         _finish(training)
+
+
+@contextmanager
+def _dead_workers_named(job: TrainJob) -> Iterator[None]:
+    """Where a worker of the loader was killed, torch says so from a signal handler, wherever the training is then."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(WORKER_DIED):
+            raise
+        clear_frames(error.__traceback__)  # they hold the loader, whose other workers would outlive this training
+        raise DgbenchError(
+            f"{job.stage}: a loader worker was killed ({' '.join(str(error).split())}) — the system ran out of memory, probably: lower "
+            "preset.workers, or run fewer jobs side by side"
+        ) from None
 
 
 def _build(job: TrainJob, report: Report, ranks: Ranks) -> StageTraining:
@@ -335,9 +354,9 @@ def _resume(training: StageTraining, report: Report) -> None:
     if loaded.problem is not None:
         report(0, job.steps, f"going on from {loaded.file.name}: {loaded.problem}")
     tensors, meta = loaded.tensors, loaded.meta
-    if meta["key"] != job.key:
+    if (key := loaded.key) != job.key:
         raise DgbenchError(
-            f"{job.folder}: the checkpoint belongs to another run ({meta['key'][:8]}, not {job.key[:8]}) — use --fresh to start over"
+            f"{job.folder}: the checkpoint belongs to another run ({key[:8]}, not {job.key[:8]}) — use --fresh to start over"
         )
     content = unflatten_state(tensors, meta["state"])
     training.method.load_state_dict(content["method"])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options, undrawn
 from dgbench.leaderboard.figures.style import SMALL_PT, TONES, Sheet, numbered, pages, say
+from dgbench.store.foreign import read_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,13 +91,11 @@ def embed(cell: Cell) -> Embedding | str:
     Raises:
         DgbenchError: ``features.parquet`` is damaged.
     """
-    import pandas as pd
-
     path = cell.run.evaluation / "features.parquet"
     if not path.is_file():
         return "lack features.parquet"
     try:
-        rows = pd.read_parquet(path)
+        rows = read_table(path)
         chosen = (rows["stage"] == cell.stage) & (rows["checkpoint"] == cell.view.checkpoint)
         rows = rows.loc[chosen & rows["role"].isin(("held-out", "source-val")) & rows["tissue"].isin(list(TISSUES))]
         values = np.stack(rows["features"].to_list()).astype(np.float64) if len(rows) else np.zeros((0, 1))

@@ -1,0 +1,67 @@
+"""Tables and archives of arrays as they come from disk, perhaps from somebody else's: data that is never unpickled, with an end to what a
+file may claim, and one kind of error for whatever is wrong with it."""
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile, ZipFile
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_ROWS = 1_000_000
+"""More rows than any evaluation makes: 1,000 cases in 6 settings with 2 checkpoints at 9 thresholds are 108,000."""
+MAX_BYTES = 2**30
+"""Unpacked; more than a table of :data:`MAX_ROWS` rows takes, or the 8-bit probabilities of 1,000 slices of 1024×1024."""
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+    """The Parquet file ``path``, or some of its ``columns``.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no table, is damaged, lacks a column, or claims more than :data:`MAX_ROWS` rows or :data:`MAX_BYTES` bytes.
+    """
+    import pandas as pd
+    from pyarrow import ArrowException, parquet
+
+    try:
+        claimed = parquet.read_metadata(path)
+        if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
+            raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
+        _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
+        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+    except (OSError, ValueError):
+        raise
+    except (ArrowException, KeyError, TypeError, AttributeError, MemoryError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """All arrays in the ``.npz`` file ``path`` by name.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such archive, is damaged, holds objects instead of numbers and text, or claims more than :data:`MAX_BYTES`.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as file:  # opened here: NumPy would leave a file that is no archive open
+            with ZipFile(file) as archive:
+                _limit(sum(entry.file_size for entry in archive.infolist()))
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (OSError, ValueError):
+        raise
+    except (BadZipFile, zlib.error, EOFError, KeyError, TypeError, RuntimeError, MemoryError, OverflowError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error  # a RuntimeError comes of an encrypted archive
+
+
+def _limit(claimed: int) -> None:
+    if claimed > MAX_BYTES:
+        raise ValueError(f"unpacks to {claimed} bytes, more than {MAX_BYTES}")
