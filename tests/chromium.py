@@ -48,11 +48,12 @@ class Browser:
         self._buffer, self._number, self._session = b"", 0, ""
         self.messages: list[str] = []
         self.requests: list[str] = []
-        self._loaded = False
+        self._loaded: set[str] = set()  # the documents whose load event has come
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of one DevTools command; events that come meanwhile are noted."""
@@ -69,9 +70,8 @@ class Browser:
 
     def open(self, page: Path, anchor: str = "") -> None:
         """Load a file and wait until it has run."""
-        self._loaded = False
-        self.call("Page.navigate", url=page.as_uri() + anchor)
-        while not self._loaded:
+        document = self.call("Page.navigate", url=page.as_uri() + anchor)["loaderId"]
+        while document not in self._loaded:  # the load event of an earlier page may still be on its way
             self._receive()
 
     def resize(self, width: int, height: int = 844, *, mobile: bool = False, dark: bool = False) -> None:
@@ -85,6 +85,13 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    def wait(self, condition: str) -> None:
+        """Until a JavaScript condition holds."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.value(condition):
+            assert time.monotonic() < deadline, f"never true: {condition}"
+            time.sleep(0.02)
 
     def click(self, selector: str) -> None:
         """A real mouse click in the middle of an element."""
@@ -134,8 +141,8 @@ class Browser:
 
     def _note(self, event: str, details: dict[str, Any]) -> None:
         match event:
-            case "Page.loadEventFired":
-                self._loaded = True
+            case "Page.lifecycleEvent" if details["name"] == "load":
+                self._loaded.add(details["loaderId"])
             case "Runtime.consoleAPICalled":
                 self.messages.append(" ".join(str(one.get("value")) for one in details["args"]))
             case "Runtime.exceptionThrown":
