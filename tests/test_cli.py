@@ -125,6 +125,7 @@ def test_a_protocol_without_shared_stages_keeps_slices_and_features_too(mini: Mi
 
 
 @pytest.mark.usefixtures("inside")
+@pytest.mark.slow
 def test_a_finished_run_that_was_damaged_is_judged_again(
     mini: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,7 +85,7 @@ def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path)
     spec = json.loads((folder / "spec.json").read_text())
     (folder / "spec.json").write_text(json.dumps(spec | {"environment": spec["environment"] | {"devices": 2}}))
     (run,) = iter_runs(tmp_path)
-    cost = read_run_cost(run)
+    cost = read_run_cost(run, heldout_of(run))
     assert cost is not None
     assert cost.machine[-1] == "2 devices"
 

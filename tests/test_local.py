@@ -167,6 +167,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     return Mini.write(tmp_path_factory.mktemp("mini"))
 
 
+@pytest.mark.slow
 def test_two_at_once_give_the_bytes_of_one_after_another(shared: Mini, tmp_path: Path) -> None:
     names = ("erm", "randconv")
     alone = [shared.plan(tmp_path / "alone", name) for name in names]

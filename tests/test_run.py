@@ -177,6 +177,7 @@ def test_a_second_call_answers_from_the_store(tiny: Tiny) -> None:
     assert times(tiny.root) == before
 
 
+@pytest.mark.slow
 def test_shared_stages_whose_rows_were_lost_are_judged_again(tiny: Tiny) -> None:
     before, own = results(tiny.runs["_pancreas"]), times(tiny.runs["erm"].path)
     (tiny.runs["_pancreas"].evaluation / "cases.parquet").write_bytes(b"")
@@ -234,6 +235,7 @@ def interrupted(tiny: Tiny, arguments: list[str], at: str) -> tuple[int, str]:
         return process.wait(timeout=120), "".join(lines)
 
 
+@pytest.mark.slow
 def test_a_fresh_run_stopped_by_ctrl_c_goes_on_to_the_same_bytes(tiny: Tiny) -> None:
     run = tiny.runs["erm"]
     before, shared = results(run), times(tiny.runs["_pancreas"].path)
