@@ -91,7 +91,7 @@ def test_status_and_logs(swept: tuple[Mini, Path], capsys: pytest.CaptureFixture
     assert "train organ with erm: 8 steps of 2 cases" in lines[0]
     assert lines[-1].startswith("evaluation | evaluation: ")
     assert "2 runs lie below it — name one of them" in mistake(capsys, ["logs", "mini", "--runs", str(runs)])
-    assert "no run of that name" in mistake(capsys, ["status", "nothing", "--runs", str(runs)])
+    assert "no run or study of that name" in mistake(capsys, ["status", "nothing", "--runs", str(runs)])
 
 
 def test_states_of_runs_that_are_not_done(swept: tuple[Mini, Path], tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -439,7 +441,6 @@ def test_mistakes_are_one_line_and_a_dry_run_writes_nothing(
 ) -> None:
     runs = tmp_path / "runs"
     assert "--trials" in mistake(capsys, arguments_of(sound, runs, 0))
-    assert "runs on one machine" in mistake(capsys, arguments_of(sound, runs, 2, "--launcher=slurm"))
     outside = mistake(capsys, arguments_of(sound, runs, 2, "--set=preset.weight_decay=0.5"))
     assert outside.startswith("weight_decay=0.5 lies outside of what is searched (1e-06 to 0.01, log)")
     assert call(arguments_of(sound, runs, 2, "--dry-run", "--set=alpha=0.3")) == 0
@@ -447,6 +448,38 @@ def test_mistakes_are_one_line_and_a_dry_run_writes_nothing(
     assert "lr_factor" in out
     assert "alpha" not in out
     assert not runs.exists()
+
+
+def test_the_script_of_a_study_does_that_study_on_a_node(
+    sound: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, invented: None
+) -> None:
+    queue = tmp_path / "queue"
+    queue.touch()
+    for name, text in {"sbatch": "echo 7", "squeue": f"cat {queue}"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    runs = tmp_path / "runs"
+    submitting = [*arguments_of(sound, runs, 2, "--set=alpha=0.3"), "--launcher=slurm", "--rank-timeout=30"]
+    assert call(submitting) == 0
+    (script,) = runs.glob("mini/GAMMA/mixstyle/tune-*/slurm/study.sh")
+    folder = script.parents[1]
+    assert capsys.readouterr().out == f"7  {folder}\n"
+    assert read_status(folder).state == "queued"
+    queue.write_text("7|PENDING\n")
+    assert call(submitting) == 0
+    assert capsys.readouterr().out == f"7  {folder}  pending already\n"
+    (line,) = [line for line in script.read_text().splitlines() if line.endswith("&")]
+    program, *words = shlex.split(line.removesuffix("&"))
+    assert program == PROGRAM
+    monkeypatch.chdir(tmp_path / "runs")  # nothing in it depends on where it is called
+    assert call(words) == 0
+    assert len(read_trials(folder)) == 2
+    capsys.readouterr()
+    assert call(["status", "--format", "json", "--runs", str(runs), str(folder)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["state"], row["trained"]) == (folder.relative_to(runs).as_posix(), "done", "2 trials")
+    assert "no run or study of that name" in mistake(capsys, ["status", "--runs", str(runs), "nothing"])
 
 
 # --- with trainings ---------------------------------------------------------------------------------------------------------------

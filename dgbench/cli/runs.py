@@ -29,11 +29,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds until Ctrl-C.")] = False,
     form: options.Format = options.ListFormat.table,
 ) -> None:
-    """How runs stand: done, running (what, how far), failed with the reason, interrupted, cancelled, or lost (its process is gone)."""
-    from dgbench.launch.overview import chosen_runs, status_rows
+    """How runs and tuning studies stand: done, running (what, how far), failed with the reason, interrupted, cancelled, or lost (its
+    process is gone)."""
+    from dgbench.launch.overview import overview
 
     if not watch:
-        options.print_rows(status_rows(chosen_runs(runs, names or ())), form)
+        options.print_rows(overview(runs, names or ()), form)
         return
     if form is options.ListFormat.json:
         raise DgbenchError("--watch shows a table — call without it for JSON")
@@ -41,7 +42,7 @@ def status(
 
     with Live(auto_refresh=False) as live:
         while True:
-            live.update(options.table_of(status_rows(chosen_runs(runs, names or ()))), refresh=True)
+            live.update(options.table_of(overview(runs, names or ())), refresh=True)
             time.sleep(WATCH_SECONDS)
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgbench.cli import options
-from dgbench.errors import DgbenchError
 
 if TYPE_CHECKING:
     from dgbench.store.study import TrialRow
@@ -32,6 +31,7 @@ def tune(
     runs: options.Runs = Path("runs"),
     cache: options.Cache = options.DEFAULT_CACHE,
     launcher: options.LauncherName = options.Launcher.local,
+    slurm: options.Slurm = None,
     dry_run: options.DryRun = False,
     no_mlflow: options.NoMlflow = False,
 ) -> None:
@@ -42,8 +42,6 @@ def tune(
     from dgbench.store.folder import probe_writable
     from dgbench.tuning.study import plan_study, resolve_study, run_study
 
-    if launcher is not options.Launcher.local:
-        raise DgbenchError("--launcher slurm: a study runs on one machine in this version — tune with --launcher local")
     request = RunRequest(
         method=method,
         heldout=heldout,
@@ -71,10 +69,38 @@ def tune(
     probe_writable(runs)
     ensure_data(request)
     plan = plan_study(request, trials)
+    if launcher is options.Launcher.slurm:
+        _submit(plan, trials, slurm, mirrored=not no_mlflow)
+        return
     chosen = run_study(plan, trials, lambda text: typer.echo(text, err=True))
     if not no_mlflow:
         _mirror(plan)
     _show(plan, chosen, trials)
+
+
+def _submit(plan: "StudyPlan", trials: int, slurm: Path | None, *, mirrored: bool) -> None:
+    """The study as one job of Slurm: this command with what it took from this machine, on a node."""
+    import shlex
+    from dataclasses import replace
+
+    from dgbench.launch.slurm import SlurmConfig, submit_command
+
+    made, asked = plan.spec.environment, plan.request
+    data = None if asked.data is None else asked.data.absolute()
+    there = replace(asked, device=made.device, threads=made.threads, runs=asked.runs.absolute(), data=data)
+    words = [*shlex.split(there.command("tune"))[1:], "--trials", str(trials), "--cache", str(asked.cache)]
+    words += ["--rank-timeout", f"{asked.rank_timeout:g}"] if asked.rank_timeout is not None else []
+    words += [] if mirrored else ["--no-mlflow"]
+    line = submit_command(
+        SlurmConfig.read(slurm),
+        words,
+        folder=plan.folder,
+        title="study",
+        name=f"tune-{plan.info.name}-{plan.request.heldout}-{plan.request.seed}",
+        environment=plan.spec.environment,
+        devices=plan.request.devices,
+    )
+    typer.echo(line)
 
 
 def _mirror(plan: "StudyPlan") -> None:

@@ -1,15 +1,18 @@
 """How runs stand, read from their folders: what ``dgbench status`` shows, and which runs are meant by names on the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dgbench.errors import DgbenchError
 from dgbench.launch.jobs import CANCELLED
 from dgbench.launch.slurm import waiting_in_queue
-from dgbench.store.folder import RunFolder, iter_runs, read_status
+from dgbench.store.folder import RunFolder, Status, iter_runs, read_status
 from dgbench.store.lock import is_held
+from dgbench.store.study import TRIALS, iter_studies, read_trials
+
+T = TypeVar("T")  # runs or studies
 
 
 def chosen_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
@@ -17,17 +20,39 @@ def chosen_runs(root: Path, names: Sequence[str]) -> list[RunFolder]:
 
     Raises DgbenchError for a name without a run.
     """
-    runs = list(iter_runs(root))
+    chosen, empty = _chosen(root, names, {run.path: run for run in iter_runs(root)})
+    if empty:
+        raise DgbenchError(f"{empty[0]}: no run of that name below {root} — `dgbench status --runs {root}` lists them")
+    return chosen
+
+
+def overview(root: Path, names: Sequence[str], now: datetime | None = None) -> list[dict[str, Any]]:
+    """A row for each run, then for each tuning study, that ``names`` mean (all without one); plain JSON.
+
+    Raises DgbenchError for a name that means neither.
+    """
+    runs, no_runs = _chosen(root, names, {run.path: run for run in iter_runs(root)})
+    studies, no_studies = _chosen(root, names, {folder: folder for folder in iter_studies(root)})
+    if empty := [name for name in no_runs if name in no_studies]:
+        raise DgbenchError(
+            f"{empty[0]}: no run or study of that name below {root} — `dgbench status --runs {root}` lists them"
+        )
+    moment = now or datetime.now(UTC)
+    return [*status_rows(runs, moment), *(_study_row(root, folder, moment) for folder in studies)]
+
+
+def _chosen(root: Path, names: Sequence[str], known: Mapping[Path, T]) -> tuple[list[T], list[str]]:
+    """Those of ``known`` that lie at or below a name, each once, in the order of the names; and the names that mean none."""
     if not names:
-        return runs
-    chosen: dict[Path, RunFolder] = {}
+        return list(known.values()), []
+    chosen: dict[Path, T] = {}
+    empty = []
     for name in names:
         places = {Path(name).absolute(), (root / name).absolute()}
-        found = [run for run in runs if places & {path.absolute() for path in (run.path, *run.path.parents)}]
-        if not found:
-            raise DgbenchError(f"{name}: no run of that name below {root} — `dgbench status --runs {root}` lists them")
-        chosen.update((run.path, run) for run in found)
-    return list(chosen.values())
+        found = {path: one for path, one in known.items() if places & {up.absolute() for up in (path, *path.parents)}}
+        chosen.update(found)
+        empty += [] if found else [name]
+    return list(chosen.values()), empty
 
 
 def job_folders(run: RunFolder) -> list[Path]:
@@ -58,16 +83,33 @@ def status_rows(runs: Sequence[RunFolder], now: datetime | None = None) -> list[
 
 def _row(run: RunFolder, in_queue: str | None, now: datetime) -> dict[str, Any]:
     state, reason = state_of(run, in_queue)
-    updated = run.status.updated
     working = [folder.name for folder in job_folders(run) if is_held(folder)]
     return {
         "run": run.relative,
         "state": state,
         "trained": f"{run.trained():.0%}",
         "now": ", ".join(working),
-        "since": "" if updated is None else _ago((now - datetime.fromisoformat(updated)).total_seconds()),
+        "since": _since(run.status, now),
         "reason": reason,
     }
+
+
+def _study_row(root: Path, folder: Path, now: datetime) -> dict[str, Any]:
+    status = read_status(folder)
+    state = "running" if is_held(folder) else "lost" if status.state == "running" else status.state
+    trials = len(read_trials(folder)) if (folder / TRIALS).is_file() else 0
+    return {
+        "run": folder.relative_to(root).as_posix(),
+        "state": state,
+        "trained": f"{trials} trials",
+        "now": "",
+        "since": _since(status, now),
+        "reason": "its process is gone; the same command goes on" if state == "lost" else status.reason or "",
+    }
+
+
+def _since(status: Status, now: datetime) -> str:
+    return "" if status.updated is None else _ago((now - datetime.fromisoformat(status.updated)).total_seconds())
 
 
 def _ago(seconds: float) -> str:

@@ -22,7 +22,7 @@ from dgbench.errors import DgbenchError
 from dgbench.frozen import Frozen, one_line
 from dgbench.launch.graph import Graph
 from dgbench.launch.jobs import Job, is_cancelled, prepare_folder
-from dgbench.store.folder import RunFolder, read_status, write_status
+from dgbench.store.folder import Environment, RunFolder, read_status, write_status
 from dgbench.yaml_text import read_yaml
 
 CONFIG = Path("slurm.yaml")
@@ -59,16 +59,26 @@ class SlurmConfig(Frozen):
 
 
 def script_of(job: Job, config: SlurmConfig, *, mirrored: bool) -> str:
-    """The sbatch script of ``job``: options first, then the command, with what happens on a signal and at the end."""
+    """The sbatch script of ``job``."""
     runs = job.plan.request.runs.absolute()
-    request, environment = job.plan.request, job.part.spec.environment
-    devices = request.devices if job.training is not None else 1
-    program = config.command or _program()
-    words = ["job", "exec", job.id, "--runs", str(runs), *([] if mirrored else ["--no-mlflow"])]
-    command = " ".join(part for part in (config.prefix, program, shlex.join(words)) if part)
+    return script(
+        config,
+        ["job", "exec", job.id, "--runs", str(runs), *([] if mirrored else ["--no-mlflow"])],
+        name=f"{job.part.spec.method.name}-{job.plan.request.heldout}-{job.plan.request.seed}-{job.title}",
+        log=_file(job.part.folder, job.title, "log"),
+        environment=job.part.spec.environment,
+        devices=job.plan.request.devices if job.training is not None else 1,
+    )
+
+
+def script(
+    config: SlurmConfig, words: Sequence[str], *, name: str, log: Path, environment: Environment, devices: int
+) -> str:
+    """An sbatch script: options first, then ``dgbench`` with ``words``, with what happens on a signal and at the end."""
+    command = " ".join(part for part in (config.prefix, config.command or _program(), shlex.join(words)) if part)
     settings = [
-        f"--job-name={job.part.spec.method.name}-{request.heldout}-{request.seed}-{job.title}",
-        f"--output={_file(job.part.folder, job.title, 'log').absolute()}",
+        f"--job-name={name}",
+        f"--output={log.absolute()}",
         "--open-mode=append",
         "--requeue",
         f"--signal=B:USR1@{config.stop_before}",
@@ -79,9 +89,9 @@ def script_of(job: Job, config: SlurmConfig, *, mirrored: bool) -> str:
     ]
     if environment.device == "cuda":
         settings.append(f"--gres={config.gres}:{devices}")
-    for name in ("partition", "account", "qos"):
-        if (value := getattr(config, name)) is not None:
-            settings.append(f"--{name}={value}")
+    for option in ("partition", "account", "qos"):
+        if (value := getattr(config, option)) is not None:
+            settings.append(f"--{option}={value}")
     return "\n".join(
         [
             "#!/bin/bash",
@@ -116,20 +126,49 @@ def submit(graph: Graph, config: SlurmConfig, *, mirrored: bool) -> Iterator[str
             numbers[job.id] = number
             yield f"{number}  {job.id}  {queued[number].lower()} already"
             continue
-        script = script_of(job, config, mirrored=mirrored)
         prepare_folder(job)
-        path = _file(job.part.folder, job.title, "sh")
-        make_folder(path.parent)
-        with replacing(path) as temporary:
-            temporary.write_text(script, encoding="utf-8")
         needs = [numbers[need] for need in job.needs if need in numbers]
-        after = [f"--dependency=afterok:{':'.join(needs)}", "--kill-on-invalid-dep=yes"] if needs else []
-        answer = _call(["sbatch", "--parsable", *after, str(path)], f"{job.id}: sbatch")
-        numbers[job.id] = number = answer.strip().partition(";")[0]
-        write_json(path.with_suffix(".json"), {"number": number, "needs": needs})
+        text = script_of(job, config, mirrored=mirrored)
+        numbers[job.id] = number = _sbatch(text, job.part.folder, job.title, job.id, needs)
         if read_status(job.part.folder).state != "running":
             write_status(job.part.folder, "queued", f"Slurm job {number} and others")
         yield "  ".join([number, job.id, *(["after", *needs] if needs else [])])
+
+
+def submit_command(
+    config: SlurmConfig,
+    words: Sequence[str],
+    *,
+    folder: Path,
+    title: str,
+    name: str,
+    environment: Environment,
+    devices: int,
+) -> str:
+    """Submit ``dgbench`` with ``words``, which goes on where it stopped when it is called again, as one job of its own, unless it is in
+    the queue; gives a line. ``folder`` holds what the command works on, its status, and script, number and log as ``title``."""
+    number = submitted_as(folder, title)
+    if number is not None and (state := queue().get(number)) is not None:
+        return f"{number}  {folder}  {state.lower()} already"
+    log = _file(folder, title, "log")
+    text = script(config, words, name=name, log=log, environment=environment, devices=devices)
+    number = _sbatch(text, folder, title, str(folder), [])
+    if read_status(folder).state != "running":
+        write_status(folder, "queued", f"Slurm job {number}")
+    return f"{number}  {folder}"
+
+
+def _sbatch(text: str, folder: Path, title: str, what: str, needs: Sequence[str]) -> str:
+    """Write a script, submit it after the jobs ``needs``, and note the number that Slurm gives it."""
+    path = _file(folder, title, "sh")
+    make_folder(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    after = [f"--dependency=afterok:{':'.join(needs)}", "--kill-on-invalid-dep=yes"] if needs else []
+    answer = _call(["sbatch", "--parsable", *after, str(path)], f"{what}: sbatch")
+    number = answer.strip().partition(";")[0]
+    write_json(path.with_suffix(".json"), {"number": number, "needs": list(needs)})
+    return number
 
 
 def submitted_as(folder: Path, title: str) -> str | None:

@@ -1,5 +1,6 @@
 """Sweeps on a real Slurm: a controller and two nodes on this machine (``cluster.sh``). Run with ``--slurm``; needs slurm-wlm and munge."""
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from dgbench.launch.jobs import Job, jobs_of, prepare_folder
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run
 from dgbench.launch.slurm import SlurmConfig, script_of, submitted_as
 from dgbench.store.folder import read_status
+from dgbench.store.study import KEPT_OF_STUDY, STUDY
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 ROOT = Path(__file__).parents[2]
@@ -112,6 +114,23 @@ def submit(mini: Mini, runs: Path, method: str = "erm", **preset: int) -> list[J
 
 def plan_of(mini: Mini, runs: Path, method: str = "erm", **preset: int) -> RunPlan:
     return mini.plan(runs, method, **{key.replace("__", "."): value for key, value in preset.items()})
+
+
+def hurry(cluster: Cluster) -> None:
+    """Start what was queued again at once; Slurm would hold it for two minutes."""
+    for number in cluster.ask("squeue", "--noheader", "--format=%i %r").splitlines():
+        if number.endswith("BeginTime"):
+            cluster.ask("scontrol", "update", f"JobId={number.split()[0]}", "StartTime=now")
+
+
+def wait_until_done(cluster: Cluster, folder: Path) -> None:
+    """The run or study in ``folder``."""
+
+    def is_done() -> bool:
+        hurry(cluster)
+        return read_status(folder).state == "done"
+
+    wait("it to be done", is_done)
 
 
 def number_of(job: Job) -> str:
@@ -218,9 +237,34 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_as_if_alone(
     reached = steps(organ)
     assert reached < 300
     assert "stopped by SIGUSR1" in str(read_status(organ.folder).reason)
-    cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # Slurm would hold it for two minutes
-    wait("the run to be done", lambda: read_status(organ.part.folder).state == "done")
+    wait_until_done(cluster, organ.part.folder)
     assert_as_if_alone(jobs, mini, tmp_path / "alone", **LONG)
+
+
+def test_a_study_that_is_told_to_stop_is_queued_again_and_proposes_the_same(
+    cluster: Cluster, mini: Mini, tmp_path: Path
+) -> None:
+    config = tmp_path / "slurm.yaml"
+    config.write_text("time: '30'\nmemory: 900M\n")
+    there, alone = (
+        ["tune", *arguments(mini, tmp_path / name, "mixstyle", **LONG), "--trials", "2"] for name in ("slurm", "alone")
+    )
+    (line,) = dgbench(*there, "--launcher", "slurm", "--slurm", str(config)).splitlines()
+    number, _, folder = line.partition("  ")
+    wait(
+        "some steps", lambda: any(log.read_bytes().count(b"\n") > 40 for log in Path(folder).rglob("organ/steps.jsonl"))
+    )
+    cluster.ask("scancel", "--signal=USR1", "--batch", number)
+    wait("it to be queued again", lambda: cluster.state(number) == "PENDING")
+    assert read_status(Path(folder)).state == "interrupted"
+    wait_until_done(cluster, Path(folder))
+    dgbench(*alone)
+    for name in KEPT_OF_STUDY:
+        (other,) = (tmp_path / "alone").glob(f"*/*/*/tune-*/{name}")
+        mine, its = (Path(folder) / name).read_text(), other.read_text()
+        if name == STUDY:
+            mine, its = (json.dumps({**json.loads(text), "command": ""}) for text in (mine, its))
+        assert mine == its, name
 
 
 def test_a_job_whose_node_fails_runs_again_elsewhere(cluster: Cluster, mini: Mini, tmp_path: Path) -> None:
@@ -240,12 +284,11 @@ def test_a_job_whose_node_fails_runs_again_elsewhere(cluster: Cluster, mini: Min
             process.kill()
     cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     wait("it to be queued again", lambda: cluster.state(number) == "PENDING", 90)
-    cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+    hurry(cluster)
     wait("it to run elsewhere", lambda: cluster.state(number) in ("RUNNING", "COMPLETED"))
     assert cluster.ask("squeue", "--noheader", "--format=%N", f"--jobs={number}") != node
-    wait("the run to be done", lambda: read_status(organ.part.folder).state == "done")
+    wait_until_done(cluster, organ.part.folder)
     cluster.control("node", node[-1])
-    cluster.ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
     wait("the node to be back", lambda: cluster.ask("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", 60)
     assert_as_if_alone(jobs, mini, tmp_path / "alone", **{**LONG, "checkpoint_every": 50})
 
@@ -262,11 +305,12 @@ def test_a_failed_parent_cancels_its_children_with_the_reason(cluster: Cluster, 
 
 
 def test_a_restart_of_the_controller_changes_nothing(cluster: Cluster, mini: Mini, tmp_path: Path) -> None:
+    """Also where Slurm lost the end of a job that was done: it runs it once more, and that finds it done."""
     jobs = submit(mini, tmp_path / "runs", **LONG)
     organ = jobs[0]
     wait("some steps", lambda: steps(organ) > 20)
     os.kill(cluster.pid("slurmctld"), signal.SIGKILL)
     time.sleep(2)
     cluster.control("controller")
-    wait("the run to be done", lambda: read_status(organ.part.folder).state == "done")
+    wait_until_done(cluster, organ.part.folder)
     assert_as_if_alone(jobs, mini, tmp_path / "alone", **LONG)
