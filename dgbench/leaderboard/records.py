@@ -227,16 +227,15 @@ def _misfit(cases: "pd.DataFrame") -> str | None:
         if column in TEXTS or column in FLAGS:
             continue
         values = series.to_numpy(dtype="float64", na_value=math.nan)
-        values = values[~np.isnan(values)]
         highest, fitting = (
             (1, "from 0 to 1") if column in FRACTIONS else (sys.float_info.max, "finite and not negative")
         )
-        fits = (values >= 0) & (values <= highest)
-        if column.startswith("n_"):
-            with np.errstate(invalid="ignore"):  # infinity has no remainder
-                fits, fitting = fits & (values % 1 == 0), "a count"
-        if not fits.all():
-            return f"{column} {values[~fits][0]:g} is not {fitting}"
+        with np.errstate(invalid="ignore"):  # infinity has no remainder
+            misfits = (values < 0) | (values > highest)
+            if column.startswith("n_"):
+                misfits, fitting = misfits | (values % 1 != 0) & ~np.isnan(values), "a count"
+        if misfits.any():
+            return f"{column} {values[misfits][0]:g} is not {fitting}"
     return None
 
 
@@ -247,6 +246,8 @@ def _kind(series: "pd.Series") -> str:
 
     plain = {"b": "boolean", "i": "integer", "u": "integer", "f": "floating"}
     known = plain.get(series.dtype.kind) if isinstance(series.dtype, np.dtype) else None
+    if isinstance(series.dtype, pd.StringDtype):
+        known = "string"
     return known or pd.api.types.infer_dtype(series, skipna=True)
 
 

@@ -25,15 +25,19 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFram
         OSError: it cannot be read.
         ValueError: it is no table, is damaged, lacks a column, or claims more than :data:`MAX_ROWS` rows or :data:`MAX_BYTES` bytes.
     """
-    import pandas as pd
     from pyarrow import ArrowException, parquet
 
     try:
-        claimed = parquet.read_metadata(path)
-        if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
-            raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
-        _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
-        return pd.read_parquet(path, columns=None if columns is None else list(columns))
+        with parquet.ParquetFile(path) as file:
+            claimed = file.metadata
+            if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
+                raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
+            _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
+            if columns is not None and (lacking := [name for name in columns if name not in file.schema_arrow.names]):
+                raise ValueError(f"no column {', '.join(lacking)}")
+            # tables are small, and many are read: threads would cost more than they bring
+            frame: pd.DataFrame = file.read(columns, use_threads=False).to_pandas()
+            return frame
     except (OSError, ValueError):
         raise
     except (ArrowException, KeyError, TypeError, AttributeError, MemoryError) as error:

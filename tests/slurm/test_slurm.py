@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,11 @@ def plan_of(mini: Mini, runs: Path, method: str = "erm", **preset: int) -> RunPl
 
 
 def hurry(cluster: Cluster) -> None:
-    """Start what was queued again at once; Slurm would hold it for two minutes."""
-    for number in cluster.ask("squeue", "--noheader", "--format=%i %r").splitlines():
-        if number.endswith("BeginTime"):
-            cluster.ask("scontrol", "update", f"JobId={number.split()[0]}", "StartTime=now")
+    """Start what was queued again soon; Slurm would hold it for two minutes. (It refuses a job that starts in the second in which it ended.)"""
+    for line in cluster.ask("squeue", "--noheader", "--format=%i %r %S").splitlines():
+        number, reason, start = line.split()
+        if reason == "BeginTime" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
+            cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now+4")
 
 
 def wait_until_done(cluster: Cluster, folder: Path) -> None:
