@@ -118,7 +118,7 @@ def plan_of(mini: Mini, runs: Path, method: str = "erm", **preset: int) -> RunPl
 
 
 def hurry(cluster: Cluster) -> None:
-    """Start what was queued again soon; Slurm would hold it for two minutes. (It refuses a job that starts in the second in which it ended.)"""
+    """Start what was queued again soon: Slurm would hold it for two minutes, and refuses it in the second in which it ended."""
     for line in cluster.ask("squeue", "--noheader", "--format=%i %r %S").splitlines():
         number, reason, start = line.split()
         if reason == "BeginTime" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
