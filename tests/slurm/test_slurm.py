@@ -49,6 +49,13 @@ class Cluster:
         shown = self.ask("scontrol", "show", "job", number)
         return next(word.partition("=")[2] for word in shown.split() if word.startswith("JobState="))
 
+    def hurry(self) -> None:
+        """Start what was queued again soon: Slurm would hold it for two minutes, and refuses it in the second in which it ended."""
+        for line in self.ask("squeue", "--noheader", "--format=%i %r %S").splitlines():
+            number, reason, start = line.split()
+            if reason == "BeginTime" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
+                self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+4")
+
     def pid(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())
 
@@ -81,10 +88,13 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Mini:
     return Mini.write(tmp_path_factory.mktemp("mini"))
 
 
-def wait(what: str, true: Callable[[], Any], seconds: float = PATIENCE) -> None:
-    """Until ``true()``; a failure names ``what``."""
+def wait(
+    what: str, true: Callable[[], Any], seconds: float = PATIENCE, meanwhile: Callable[[], None] = lambda: None
+) -> None:
+    """Until ``true()``, doing ``meanwhile()``; a failure names ``what``."""
     deadline = time.monotonic() + seconds
     while not true():
+        meanwhile()
         if time.monotonic() > deadline:
             pytest.fail(
                 f"waited {seconds:.0f} s for {what}: {subprocess.run(['squeue'], capture_output=True, text=True).stdout}"
@@ -115,24 +125,6 @@ def submit(mini: Mini, runs: Path, method: str = "erm", **preset: int) -> list[J
 
 def plan_of(mini: Mini, runs: Path, method: str = "erm", **preset: int) -> RunPlan:
     return mini.plan(runs, method, **{key.replace("__", "."): value for key, value in preset.items()})
-
-
-def hurry(cluster: Cluster) -> None:
-    """Start what was queued again soon: Slurm would hold it for two minutes, and refuses it in the second in which it ended."""
-    for line in cluster.ask("squeue", "--noheader", "--format=%i %r %S").splitlines():
-        number, reason, start = line.split()
-        if reason == "BeginTime" and datetime.fromisoformat(start) > datetime.now() + timedelta(seconds=10):
-            cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now+4")
-
-
-def wait_until_done(cluster: Cluster, folder: Path) -> None:
-    """The run or study in ``folder``."""
-
-    def is_done() -> bool:
-        hurry(cluster)
-        return read_status(folder).state == "done"
-
-    wait("it to be done", is_done)
 
 
 def number_of(job: Job) -> str:
@@ -239,7 +231,7 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_ends_as_if_alone(
     reached = steps(organ)
     assert reached < 300
     assert "stopped by SIGUSR1" in str(read_status(organ.folder).reason)
-    wait_until_done(cluster, organ.part.folder)
+    wait("the run to be done", lambda: read_status(organ.part.folder).state == "done", meanwhile=cluster.hurry)
     assert_as_if_alone(jobs, mini, tmp_path / "alone", **LONG)
 
 
@@ -259,7 +251,7 @@ def test_a_study_that_is_told_to_stop_is_queued_again_and_proposes_the_same(
     cluster.ask("scancel", "--signal=USR1", "--batch", number)
     wait("it to be queued again", lambda: cluster.state(number) == "PENDING")
     assert read_status(Path(folder)).state == "interrupted"
-    wait_until_done(cluster, Path(folder))
+    wait("the study to be done", lambda: read_status(Path(folder)).state == "done", meanwhile=cluster.hurry)
     dgbench(*alone)
     for name in KEPT_OF_STUDY:
         (other,) = (tmp_path / "alone").glob(f"*/*/*/tune-*/{name}")
@@ -286,10 +278,9 @@ def test_a_job_whose_node_fails_runs_again_elsewhere(cluster: Cluster, mini: Min
             process.kill()
     cluster.ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     wait("it to be queued again", lambda: cluster.state(number) == "PENDING", 90)
-    hurry(cluster)
-    wait("it to run elsewhere", lambda: cluster.state(number) in ("RUNNING", "COMPLETED"))
+    wait("it to run elsewhere", lambda: cluster.state(number) in ("RUNNING", "COMPLETED"), meanwhile=cluster.hurry)
     assert cluster.ask("squeue", "--noheader", "--format=%N", f"--jobs={number}") != node
-    wait_until_done(cluster, organ.part.folder)
+    wait("the run to be done", lambda: read_status(organ.part.folder).state == "done", meanwhile=cluster.hurry)
     cluster.control("node", node[-1])
     wait("the node to be back", lambda: cluster.ask("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", 60)
     assert_as_if_alone(jobs, mini, tmp_path / "alone", **{**LONG, "checkpoint_every": 50})
@@ -314,5 +305,5 @@ def test_a_restart_of_the_controller_changes_nothing(cluster: Cluster, mini: Min
     os.kill(cluster.pid("slurmctld"), signal.SIGKILL)
     time.sleep(2)
     cluster.control("controller")
-    wait_until_done(cluster, organ.part.folder)
+    wait("the run to be done", lambda: read_status(organ.part.folder).state == "done", meanwhile=cluster.hurry)
     assert_as_if_alone(jobs, mini, tmp_path / "alone", **LONG)
