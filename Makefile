@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHARE ?=
+ONLY ?=
 REAL_DATA ?= $(wildcard ../shared/data)
 
 .PHONY: demo test slow slurm lint type bench clean
@@ -18,7 +19,7 @@ slow: $(STAMP)
 	$(BIN)/pytest -m "slow and not gpu" $(if $(SHARE),--share=$(SHARE)) $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 slurm: $(STAMP)
-	$(BIN)/pytest --slurm tests/slurm
+	$(BIN)/pytest --slurm tests/slurm $(ONLY)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from dgbench.store.study import KEPT_OF_STUDY, STUDY
 CLUSTER = Path(__file__).with_name("cluster.sh")
 ROOT = Path(__file__).parents[2]
 DGBENCH = Path(sys.executable).with_name("dgbench")
-PATIENCE = 240.0
+PATIENCE = 180.0
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
