@@ -479,6 +479,10 @@ def test_the_script_of_a_study_does_that_study_on_a_node(
     assert call(["status", "--format", "json", "--runs", str(runs), str(folder)]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["run"], row["state"], row["trained"]) == (folder.relative_to(runs).as_posix(), "done", "2 trials")
+    assert call(["logs", "--runs", str(runs), folder.relative_to(runs).as_posix()]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "source-val DSC" in line]
+    assert [line.partition("trial ")[2][0] for line in lines] == ["0", "1"]
+    assert all(line.startswith("study | ") for line in lines)
     assert "no run or study of that name" in mistake(capsys, ["status", "--runs", str(runs), "nothing"])
 
 

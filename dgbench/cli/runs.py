@@ -47,24 +47,17 @@ def status(
 
 
 def logs(
-    name: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run or study.")],
     runs: options.Runs = Path("runs"),
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Wait for more until the run has ended.")] = False,
 ) -> None:
-    """What the jobs of a run said."""
-    from dgbench.launch.overview import chosen_runs, job_folders, state_of
-    from dgbench.launch.worker import LOG_NAME
+    """What the jobs of a run, or a tuning study, said."""
+    from dgbench.launch.overview import logs_of
 
-    chosen = chosen_runs(runs, [name])
-    if len(chosen) != 1:
-        raise DgbenchError(
-            f"{name}: {len(chosen)} runs lie below it — name one of them, `dgbench status {name}` lists them"
-        )
-    run = chosen[0]
-    paths = {folder.name: folder / LOG_NAME for folder in job_folders(run)}
+    paths, ended = logs_of(runs, name)
     read = dict.fromkeys(paths, 0)
     while True:
-        over = state_of(run)[0] not in ("running", "queued", "waiting")
+        over = ended()
         for title, path in paths.items():
             text = path.read_text(encoding="utf-8", errors="replace")[read[title] :] if path.is_file() else ""
             whole = text[: text.rfind("\n") + 1]
@@ -75,7 +68,7 @@ def logs(
             break
         time.sleep(FOLLOW_SECONDS)
     if not any(read.values()):
-        typer.echo(f"{run.relative}: nothing was said yet", err=True)
+        typer.echo(f"{name}: nothing was said yet", err=True)
 
 
 def cancel(names: Named, runs: options.Runs = Path("runs")) -> None:

@@ -1,6 +1,6 @@
 """How runs stand, read from their folders: what ``dgbench status`` shows, and which runs are meant by names on the command line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from dgbench.errors import DgbenchError
 from dgbench.launch.jobs import CANCELLED
 from dgbench.launch.slurm import waiting_in_queue
+from dgbench.launch.worker import LOG_NAME
 from dgbench.store.folder import RunFolder, Status, iter_runs, read_status
 from dgbench.store.lock import is_held
 from dgbench.store.study import TRIALS, iter_studies, read_trials
@@ -39,6 +40,23 @@ def overview(root: Path, names: Sequence[str], now: datetime | None = None) -> l
         )
     moment = now or datetime.now(UTC)
     return [*status_rows(runs, moment), *(_study_row(root, folder, moment) for folder in studies)]
+
+
+def logs_of(root: Path, name: str) -> tuple[dict[str, Path], Callable[[], bool]]:
+    """The log of each job of the run, or that of the study, that ``name`` means, by the job's name; and whether it has ended by now.
+
+    Raises DgbenchError where it means none, or several.
+    """
+    studies, _ = _chosen(root, [name], {folder: folder for folder in iter_studies(root)})
+    if len(studies) == 1:
+        return {"study": studies[0] / LOG_NAME}, lambda: not is_held(studies[0])
+    chosen = chosen_runs(root, [name])
+    if len(chosen) != 1:
+        raise DgbenchError(
+            f"{name}: {len(chosen)} runs lie below it — name one of them, `dgbench status {name}` lists them"
+        )
+    paths = {folder.name: folder / LOG_NAME for folder in job_folders(chosen[0])}
+    return paths, lambda: state_of(chosen[0])[0] not in ("running", "queued", "waiting")
 
 
 def _chosen(root: Path, names: Sequence[str], known: Mapping[Path, T]) -> tuple[list[T], list[str]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dgbench import __version__
 from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.info import MethodConfig, MethodInfo
-from dgbench.launch.jobs import Say, stored_key
+from dgbench.launch.jobs import Say, log_lines, stored_key
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run, resolve_request
 from dgbench.launch.settings import split_overrides
 from dgbench.launch.worker import JobDied
@@ -125,6 +125,11 @@ def run_study(plan: StudyPlan, trials: int, say: Say) -> TrialRow:
         DgbenchError: the trial without changes failed, or several in a row did; or another process works on the study.
         Interrupted: a trial was asked to stop and saved its state.
     """
+
+    def told(text: str) -> None:
+        log_lines(plan.folder, [text])
+        say(text)
+
     with FolderLock(plan.folder):
         if not (plan.folder / "study.json").exists():
             plan.spec.write(plan.folder)
@@ -133,10 +138,10 @@ def run_study(plan: StudyPlan, trials: int, say: Say) -> TrialRow:
             study = open_study(plan.folder, plan.spec)
             while counted(rows := _publish(plan, study)) < trials:
                 _refuse_failures(rows)
-                _do_trial(plan, study, say)
+                _do_trial(plan, study, told)
                 rows = _publish(plan, study)
                 _drop_weights(plan, rows)
-                say(_line(rows, trials))
+                told(_line(rows, trials))
             chosen = write_selection(plan.folder, plan.spec, trials)
         except (Interrupted, KeyboardInterrupt) as stop:
             write_status(plan.folder, "interrupted", str(stop) or "Ctrl-C")
