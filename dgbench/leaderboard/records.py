@@ -252,13 +252,22 @@ def _kind(series: "pd.Series") -> str:
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:
-    """Records split so that no group holds two identities of the same data; newest first, each record in the first group it fits.
+    """Records split so that no group holds two identities of the same data. Those that name data of which there are several identities
+    come first, newest first, each in the first group it fits; each of the others, which fit everywhere, in the largest group.
 
     A phantom's fingerprint names its recipe and is the same for every split. That of patient data covers the sources of one split only,
     since nothing may read the held-out center before evaluation: it can differ between splits of the same data.
     """
+    identities: dict[str, set[str]] = {}
+    for record in records:
+        for name, identity in record.data.items():
+            identities.setdefault(name, set()).add(identity)
     groups: list[tuple[dict[str, str], list[Record]]] = []
+    undisputed: list[Record] = []
     for record in sorted(records, key=lambda record: (record.updated, record.folder), reverse=True):
+        if all(len(identities[name]) == 1 for name in record.data):
+            undisputed.append(record)
+            continue
         for data, members in groups:
             if all(data.get(name, identity) == identity for name, identity in record.data.items()):
                 data.update(record.data)
@@ -266,7 +275,9 @@ def comparable_groups(records: list[Record]) -> list[list[Record]]:
                 break
         else:
             groups.append((dict(record.data), [record]))
-    return [members for _, members in groups]
+    found = [members for _, members in groups] or [[]]
+    max(found, key=len).extend(undisputed)
+    return [members for members in found if members]
 
 
 def refuse_partial(records: list[Record]) -> list[Record]:
