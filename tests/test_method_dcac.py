@@ -73,17 +73,36 @@ def test_head_is_the_publications_formula_case_by_case(combine: str, sign: int) 
         assert torch.allclose(found[case], mix(x, last, biases[2]), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["normalised", "plain"])
 @torch.no_grad()
-def test_predictor_reads_the_means_of_the_stages_from_the_bottleneck_up() -> None:
-    method, means = build().eval(), {}
+def test_predictor_reads_the_means_of_the_stages_from_the_bottleneck_up(kind: str) -> None:
+    method, means = build(means=kind).eval(), {}
 
     def tap(stage: str, x: Tensor) -> Tensor:
-        means[stage] = x.mean((2, 3, 4))
+        plain = x.mean((2, 3, 4))
+        centered = plain - plain.mean(1, keepdim=True)
+        means[stage] = plain if kind == "plain" else centered / (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()
         return x
 
     method.backbone.features(cases().image, tap)
     expected = method.predictor(torch.cat([means[stage] for stage in ("layer4", "layer2", "layer1", "layer0")], 1))
-    assert torch.allclose(method.run(cases().image)[1], expected, atol=1e-6)
+    assert torch.allclose(method.run(cases().image)[1], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 32])
+@torch.no_grad()
+def test_filters_begin_at_a_size_that_does_not_grow_with_the_backbone(width: int) -> None:
+    """The stages of the shared backbone end before their normalisation; their means as they are give filters that explode in training."""
+
+    def largest(means: str) -> float:
+        torch.manual_seed(0)
+        method, seen = build(width=width, means=means).eval(), []
+        method.content_controller.register_forward_hook(lambda _module, _inputs, filters: seen.append(filters))
+        method.run(cases().image)
+        return float(seen[0].abs().max())
+
+    assert largest("normalised") < 3
+    assert largest("plain") > 10
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ class DCACConfig(MethodConfig):
     answer: Literal["softmax", "sigmoid"] = "softmax"
     combine: Literal["subtract", "add"] = "subtract"
     head_norm: bool = True
+    means: Literal["normalised", "plain"] = "normalised"
     domain_weight: Annotated[float, Field(ge=0)] = 1.0
 
     space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {"domain_weight": Range(low=0.1, high=3.0, log=True)}

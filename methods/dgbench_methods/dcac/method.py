@@ -49,7 +49,9 @@ class DCAC(Method[DCACConfig]):
 
         def tap(stage: str, x: Tensor) -> Tensor:
             if stage == BOTTLENECK or stage in ENCODER:
-                pooled[stage] = x.float().mean(tuple(range(2, x.ndim)))
+                means = x.float().mean(tuple(range(2, x.ndim)))
+                plain = self.config.means == "plain"
+                pooled[stage] = means if plain else F.layer_norm(means, means.shape[1:])
             return x
 
         decoder = self.backbone.features(image, tap).decoder
