@@ -1,7 +1,7 @@
 """What every method reached on one held-out center, as a Markdown table: that each of them trains and answers, and nothing about which is
 better. Rows come from the run folders of::
 
-    dgbench sweep --method all --heldout RENJI --preset demo
+    dgbench sweep --method all --heldout RENJI --preset demo --threads 1 --jobs 2
     python benchmarks/smoke_table.py runs > docs/smoke.md
 """
 
@@ -60,7 +60,8 @@ def main() -> None:
         "on a center it never saw.\n"
     )
     print(
-        f"```bash\ndgbench sweep --method all --heldout {arguments.heldout} --preset demo\npython benchmarks/smoke_table.py runs\n```\n"
+        f"```bash\ndgbench sweep --method all --heldout {arguments.heldout} --preset demo --threads 1 --jobs 2\n"
+        "python benchmarks/smoke_table.py runs\n```\n"
     )
     columns = list(rows[0]) if rows else []
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

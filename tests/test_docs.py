@@ -15,7 +15,7 @@ import yaml
 from dgbench.cli import call
 from dgbench.cli.app import app
 from dgbench.cli.options import protocol_name
-from dgbench.cli.sweep import heldouts_of
+from dgbench.cli.sweep import heldouts_of, methods_of
 from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.launch.plan import RunRequest, resolve_request
 from dgbench.protocol import load_protocol, protocol_names
@@ -141,7 +141,7 @@ def check_dgbench(arguments: list[str]) -> None:
         resolve_request(request_of(parameters, parameters["method"], parameters["heldout"]))
     elif path == ("sweep",):
         protocol = load_protocol(protocol_name(parameters["protocol"], parameters["data"]))
-        for method in parameters["method"].split(","):
+        for method in methods_of(parameters["method"]):
             for one in heldouts_of(protocol, parameters["heldout"]):
                 resolve_request(request_of(parameters, method, one))
     elif path == ("methods", "new"):

@@ -69,9 +69,26 @@ def test_loss_is_the_sum_and_the_regression_reaches_the_encoder_alone() -> None:
 
 @torch.no_grad()
 def test_vector_is_regressed_from_the_largest_values_of_each_slice() -> None:
-    method, encoder = build(target="vector"), torch.randn(2, 64, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    method, encoder = (
+        build(target="vector", normalise=False),
+        torch.randn(2, 64, 3, 4, 5, generator=torch.Generator().manual_seed(0)),
+    )
     expected = [method.hog_head(encoder[:, :, z].flatten(2).max(2).values) for z in range(3)]
     assert torch.allclose(method.regress(encoder), torch.stack(expected, 1), atol=1e-6)
+
+
+@torch.no_grad()
+def test_first_errors_do_not_depend_on_the_size_of_the_encoders_output() -> None:
+    """It ends before its normalisation: a head that reads it as it is begins with errors far larger than the segmentation loss."""
+
+    def first(normalise: bool, factor: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        method = build(normalise=normalise)
+        return method.regress(factor * torch.randn(2, 64, 2, 3, 4, generator=torch.Generator().manual_seed(0)))
+
+    assert torch.allclose(first(True, 10), first(True, 100), atol=1e-4)
+    assert first(True, 10).square().mean() < 1
+    assert first(False, 100).square().mean() > 10
 
 
 def test_literal_bug_regresses_zeros() -> None:

@@ -110,13 +110,9 @@ def requests_of(
     """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers."""
     from dgbench.launch.plan import RunRequest
     from dgbench.protocol import load_protocol
-    from dgbench.registry import BrokenMethod, discover
 
     contract = options.protocol_name(protocol, data)
     heldouts = heldouts_of(load_protocol(contract), heldout)
-    methods = [name.strip() for name in method.split(",")]
-    if method == "all":
-        methods = [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
     return [
         RunRequest(
             method=name,
@@ -134,9 +130,18 @@ def requests_of(
             cache=options.cache_folder(cache),
         )
         for seed in range(seeds)
-        for name in methods
+        for name in methods_of(method)
         for one in heldouts
     ]
+
+
+def methods_of(text: str) -> list[str]:
+    """What ``--method`` names: methods with commas, or all that are registered and not broken."""
+    from dgbench.registry import BrokenMethod, discover
+
+    if text == "all":
+        return [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
+    return [name.strip() for name in text.split(",")]
 
 
 def heldouts_of(protocol: "Protocol", text: str) -> list[str]:

@@ -16,6 +16,7 @@ class HOGConfig(MethodConfig):
     orientations: Annotated[int, Field(ge=2)] = 9
     hidden: Annotated[int, Field(ge=1)] = 64
     weight: Annotated[float, Field(ge=0)] = 1.0
+    normalise: bool = True
     literal_bug: bool = False
 
     space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {"weight": Range(low=0.1, high=10.0, log=True)}

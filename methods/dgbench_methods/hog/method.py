@@ -55,7 +55,7 @@ class HOG(Method[HOGConfig]):
     def regress(self, encoder: Tensor) -> Tensor:
         """The head's answer, in float32, of the shape of :meth:`target`."""
         with full_precision(encoder):
-            wide = encoder.float()
+            wide = F.group_norm(encoder.float(), 1) if self.config.normalise else encoder.float()
             if self.config.target == "vector":
                 pooled = wide.amax((-2, -1))
                 wide = pooled[:, None] if pooled.ndim == 2 else pooled.transpose(1, 2)
