@@ -7,32 +7,25 @@ better. Rows come from the run folders of::
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from dgbench import __version__
 from dgbench.atomic import read_json
-from dgbench.leaderboard.compile import resolve_policy
-from dgbench.leaderboard.policies import apply_policy
+from dgbench.leaderboard.run_table import run_table
+from dgbench.leaderboard.sheets import NOTES
 from dgbench.protocol import load_protocol
 from dgbench.store.folder import SHARED_METHOD, RunFolder, iter_runs
 
-SETTINGS = ("C-Seg", "F-Seg", "C-Mask", "F-Mask")
 
-
-def line(run: RunFolder) -> dict[str, Any]:
-    """One row: best source-validation DSC of each stage, then held-out DSC under the official view, in points."""
-    protocol = load_protocol(run.spec.protocol.name)
-    cases = run.cases()
-    official = (cases["role"] == "held-out") & (cases["checkpoint"] == "source-val") & (cases["threshold"] == 0.5)
-    resolved = apply_policy(cases[official], resolve_policy("default", protocol))
-    means = resolved[resolved["included"]].groupby("setting")["dsc"].mean()
-    empty = resolved[resolved["setting"] == "F-Seg"]["empty_prediction"].sum()
+def line(run: RunFolder) -> dict[str, str]:
+    """One row: best source-validation DSC of each stage, held-out DSC of every setting, in points, and what there is to note of F-Seg."""
+    sheet = run_table(run.cases(), spec=run.spec, protocol=load_protocol(run.spec.protocol.name))
+    settings = {row["setting"]: row for row in (dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows)}
     stages = {name: read_json(run.stage_folder(name) / "result.json")["best_dsc"] for name in run.own_stages}
     return {
         "method": run.spec.method.name,
         **{f"source-val {name.removeprefix('tumor-')}": f"{100 * value:.1f}" for name, value in stages.items()},
-        **{setting: f"{100 * float(means[setting]):.1f}" for setting in SETTINGS},
-        "empty F-Seg": f"{empty} of {(resolved['setting'] == 'F-Seg').sum()}",
+        **{setting: row["DSC"] for setting, row in settings.items()},
+        "notes on F-Seg": settings["F-Seg"][NOTES],
     }
 
 

@@ -31,8 +31,11 @@ def save(path: Path, array: np.ndarray, spacing=SPACING) -> None:
     sitk.WriteImage(image, str(path))
 
 
-def make_case(folder: Path, name: str = "1", image: np.ndarray | None = None, label: np.ndarray | None = None) -> Case:
-    case = Case("A", name, folder / "A" / "imagesTr" / f"{name}.nii.gz", folder / "A" / "labelsTr" / f"{name}.nii.gz")
+def make_case(
+    folder: Path, name: str = "1", image: np.ndarray | None = None, label: np.ndarray | None = None, center: str = "A"
+) -> Case:
+    parts = (folder / center / part / f"{name}.nii.gz" for part in ("imagesTr", "labelsTr"))
+    case = Case(center, name, *parts)
     save(case.image, scan() if image is None else image)
     save(case.label, mask() if label is None else label)
     return case

@@ -16,21 +16,24 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import yaml
+from scans import make_case
 from training_fixtures import Mini, outcome, quiet
 
 from dgbench.data import guard
-from dgbench.data.case import Case
+from dgbench.data.case import Case, Center
 from dgbench.data.fingerprint import content_hash
 from dgbench.data.preparation import PreparedCase, prepare_case
-from dgbench.data.reading import read_case, read_label
+from dgbench.data.reading import read_case, read_label, read_volume
 from dgbench.errors import HeldOutAccessError
 from dgbench.launch.jobs import evaluation_identity
 from dgbench.launch.plan import RunPlan
 from dgbench.protocol import Protocol, load_protocol
+from dgbench.task import Task, Window
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import train
 
 HELDOUT = "GAMMA"
+TASK = Task(spacing=(2.0, 1.0, 1.0), intensity=Window(low=-100, high=240))
 
 SPY = """
 import json, pickle, sys
@@ -284,3 +287,79 @@ def test_loader_workers_are_guarded_too(mini: Mini, tmp_path: Path) -> None:
         loader = DataLoader([0], batch_size=None, num_workers=1, collate_fn=lambda _: case.image.read_bytes())
         with pytest.raises(HeldOutAccessError, match="allow-list"):
             next(iter(loader))
+
+
+# --- on files alone, without a training ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hospitals(tmp_path: Path) -> dict[str, Center]:
+    centers = {}
+    for name in ("MSD", "RENJI"):
+        cases = tuple(make_case(tmp_path, f"{name}_{number}", center=name) for number in range(2))
+        centers[name] = Center(name, tmp_path / name, cases, {"pancreas": 1, "tumor": 2})
+        (tmp_path / name / "dataset.json").write_text("{}")
+    return centers
+
+
+def test_guard_refuses_cases_off_its_list_before_they_are_opened(
+    hospitals: dict[str, Center], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: (opened.append(self), original(self))[1])
+    allowed, validation = hospitals["MSD"].cases
+    heldout = hospitals["RENJI"].cases[0]
+    with guard.guarding([allowed.id], hospitals.values()):
+        read_case(allowed, TASK, (1, 2))
+        for case in (validation, heldout):
+            with pytest.raises(HeldOutAccessError, match=f"case {case.id}: not on the allow-list"):
+                read_case(case, TASK, (1, 2))
+            with pytest.raises(HeldOutAccessError):
+                read_volume(case.image, what="image")
+    assert set(opened) == {allowed.image, allowed.label}
+    read_case(heldout, TASK, (1, 2))
+
+
+def test_guard_hook_refuses_any_python_open(hospitals: dict[str, Center], tmp_path: Path) -> None:
+    allowed, other = hospitals["MSD"].cases
+    heldout = hospitals["RENJI"]
+    link = tmp_path / "innocent.bin"
+    link.symlink_to(heldout.cases[0].image)
+    ways = [
+        lambda path: path.read_bytes(),
+        lambda path: Path(str(path)).read_text(encoding="latin-1"),
+        lambda path: os.open(path, os.O_RDONLY),
+        lambda path: os.open(os.fsencode(path), os.O_RDONLY),
+        lambda path: np.memmap(path, mode="r"),
+    ]
+    forbidden = [other.image, heldout.cases[1].label, heldout.folder / "dataset.json", link]
+    with guard.guarding([allowed.id], hospitals.values()):
+        for path in forbidden:
+            for way in ways:
+                with pytest.raises(HeldOutAccessError, match="outside the allow-list"):
+                    way(path)
+        assert allowed.image.read_bytes()
+        assert (hospitals["MSD"].folder / "dataset.json").read_text() == "{}"
+    for path in forbidden:
+        assert path.read_bytes()
+
+
+def test_guard_is_restored_also_after_an_error(hospitals: dict[str, Center]) -> None:
+    first, second = hospitals["MSD"].cases
+    with guard.guarding([first.id, second.id], hospitals.values()):
+        with pytest.raises(HeldOutAccessError), guard.guarding([first.id], hospitals.values()):
+            guard.check(second)
+        guard.check(second)
+
+
+def test_guard_holds_in_forked_workers(hospitals: dict[str, Center]) -> None:
+    with guard.guarding([hospitals["MSD"].cases[0].id], hospitals.values()):
+        child = os.fork()
+        if child == 0:
+            try:
+                hospitals["RENJI"].cases[0].image.read_bytes()
+            except HeldOutAccessError:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -1,8 +1,6 @@
-"""Reading a case: every data fault of a NIfTI pair is named in one line; what is read equals SimpleITK; the guard cannot be walked
-around."""
+"""Reading a case: every data fault of a NIfTI pair is named in one line; what is read equals SimpleITK."""
 
 import gzip
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +9,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from dgbench.data import guard
-from dgbench.data.case import Case, Center
+from dgbench.data.case import Case
 from dgbench.data.reading import GRID_TOLERANCE_MM, read_case, read_label, read_volume
-from dgbench.errors import DgbenchError, HeldOutAccessError
+from dgbench.errors import DgbenchError
 from dgbench.task import Task, Window
 
 TASK = Task(spacing=(2.0, 1.0, 1.0), intensity=Window(low=-100, high=240))
@@ -324,79 +321,6 @@ def test_several_gzip_members_are_one_file(case: Case) -> None:
 def test_more_channels_than_a_file_holds(case: Case) -> None:
     with pytest.raises(DgbenchError, match="asks for 2 channels"):
         read_case(case, TASK.model_copy(update={"in_channels": 2}), (1, 2))
-
-
-@pytest.fixture
-def hospitals(tmp_path: Path) -> dict[str, Center]:
-    centers = {}
-    for name in ("MSD", "RENJI"):
-        cases = tuple(make_case(tmp_path, name, f"{name}_{number}") for number in range(2))
-        centers[name] = Center(name, tmp_path / name, cases, {"pancreas": 1, "tumor": 2})
-        (tmp_path / name / "dataset.json").write_text("{}")
-    return centers
-
-
-def test_guard_refuses_cases_off_its_list_before_they_are_opened(
-    hospitals: dict[str, Center], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened: list[Path] = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (opened.append(self), original(self))[1])
-    allowed, validation = hospitals["MSD"].cases
-    heldout = hospitals["RENJI"].cases[0]
-    with guard.guarding([allowed.id], hospitals.values()):
-        read(allowed)
-        for case in (validation, heldout):
-            with pytest.raises(HeldOutAccessError, match=f"case {case.id}: not on the allow-list"):
-                read(case)
-            with pytest.raises(HeldOutAccessError):
-                read_volume(case.image, what="image")
-    assert set(opened) == {allowed.image, allowed.label}
-    read(heldout)
-
-
-def test_guard_hook_refuses_any_python_open(hospitals: dict[str, Center], tmp_path: Path) -> None:
-    allowed, other = hospitals["MSD"].cases
-    heldout = hospitals["RENJI"]
-    link = tmp_path / "innocent.bin"
-    link.symlink_to(heldout.cases[0].image)
-    ways = [
-        lambda path: path.read_bytes(),
-        lambda path: Path(str(path)).read_text(encoding="latin-1"),
-        lambda path: os.open(path, os.O_RDONLY),
-        lambda path: os.open(os.fsencode(path), os.O_RDONLY),
-        lambda path: np.memmap(path, mode="r"),
-    ]
-    forbidden = [other.image, heldout.cases[1].label, heldout.folder / "dataset.json", link]
-    with guard.guarding([allowed.id], hospitals.values()):
-        for path in forbidden:
-            for way in ways:
-                with pytest.raises(HeldOutAccessError, match="outside the allow-list"):
-                    way(path)
-        assert allowed.image.read_bytes()
-        assert (hospitals["MSD"].folder / "dataset.json").read_text() == "{}"
-    for path in forbidden:
-        assert path.read_bytes()
-
-
-def test_guard_is_restored_also_after_an_error(hospitals: dict[str, Center]) -> None:
-    first, second = hospitals["MSD"].cases
-    with guard.guarding([first.id, second.id], hospitals.values()):
-        with pytest.raises(HeldOutAccessError), guard.guarding([first.id], hospitals.values()):
-            guard.check(second)
-        guard.check(second)
-
-
-def test_guard_holds_in_forked_workers(hospitals: dict[str, Center]) -> None:
-    with guard.guarding([hospitals["MSD"].cases[0].id], hospitals.values()):
-        child = os.fork()
-        if child == 0:
-            try:
-                hospitals["RENJI"].cases[0].image.read_bytes()
-            except HeldOutAccessError:
-                os._exit(7)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_real_scans_equal_simpleitk(real_data: Path) -> None:

@@ -13,6 +13,7 @@ from dgbench.store.folder import RunFolder, Status, iter_runs, read_status
 from dgbench.store.lock import is_held
 from dgbench.store.study import TRIALS, iter_studies, read_trials
 
+GONE = "its process is gone; the same command goes on"
 T = TypeVar("T")  # runs or studies
 
 
@@ -49,7 +50,9 @@ def logs_of(root: Path, name: str) -> tuple[dict[str, Path], Callable[[], bool]]
     """
     studies, _ = _chosen(root, [name], {folder: folder for folder in iter_studies(root)})
     if len(studies) == 1:
-        return {"study": studies[0] / LOG_NAME}, lambda: not is_held(studies[0])
+        return {
+            "study": studies[0] / LOG_NAME
+        }, lambda: not is_held(studies[0]) and read_status(studies[0]).state != "queued"
     chosen = chosen_runs(root, [name])
     if len(chosen) != 1:
         raise DgbenchError(
@@ -89,7 +92,7 @@ def state_of(run: RunFolder, in_queue: str | None = None) -> tuple[str, str]:
     if status.state in ("running", "queued") and in_queue is not None:
         return "queued", f"in the queue of Slurm: {in_queue}"
     if status.state == "running" and any(read_status(folder).state == "running" for folder in job_folders(run)):
-        return "lost", "its process is gone; the same command goes on"
+        return "lost", GONE
     return ("waiting" if status.state == "running" else status.state), status.reason or ""
 
 
@@ -122,7 +125,7 @@ def _study_row(root: Path, folder: Path, now: datetime) -> dict[str, Any]:
         "trained": f"{trials} trials",
         "now": "",
         "since": _since(status, now),
-        "reason": "its process is gone; the same command goes on" if state == "lost" else status.reason or "",
+        "reason": GONE if state == "lost" else status.reason or "",
     }
 
 
