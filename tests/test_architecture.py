@@ -17,7 +17,7 @@ from dgbench.protocol import load_protocol, protocol_names
 from dgbench.registry import discover, load_class
 
 LEVELS = (
-    {"", "errors", "atomic", "frozen", "seeds", "task", "protocol", "info", "yaml_text"},
+    {"", "errors", "atomic", "frozen", "seeds", "task", "protocol", "info", "yaml_text", "processor"},
     {"nets", "ops"},
     {"method", "registry"},
     {"data"},

@@ -13,8 +13,8 @@ import pytest
 from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
 
+from dgbench import processor
 from dgbench.cli import TRACE, call
-from dgbench.launch import environment
 from dgbench.store.slices import CaseSlice, slice_file
 
 BAD_REQUESTS: dict[str, tuple[dict[str, str], str]] = {
@@ -243,21 +243,21 @@ def test_bf16_instructions_are_read_from_the_system(
     cpuinfo: str, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(cpuinfo + "\n")
-    monkeypatch.setattr(environment, "CPUINFO", tmp_path / "cpuinfo")
-    assert environment.has_bf16() is found
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    assert processor.has_bf16() is found
 
 
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize("known", [True, False, None])
-def test_emulated_bf16_is_announced(
+def test_bf16_without_instructions_is_announced(
     known: bool | None, mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(environment, "has_bf16", lambda: known)
+    monkeypatch.setattr(processor, "has_bf16", lambda: known)
     monkeypatch.setattr("dgbench.launch.execute.execute", lambda *_, **__: False)
     monkeypatch.setattr("dgbench.cli.run._show_result", lambda _: None)
     for precision in ("bf16", "fp32"):
         call([*run_arguments(mini, tmp_path / "runs"), "--set", f"preset.precision.cpu={precision}"])
-        assert ("emulates" in capsys.readouterr().err) == (known is False and precision == "bf16")
+        assert ("no instructions" in capsys.readouterr().err) == (known is False and precision == "bf16")
 
 
 def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

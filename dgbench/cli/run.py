@@ -88,7 +88,7 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
 def warnings_of(plan: "RunPlan") -> list[str]:
     """What a user should know before a run starts, a line each."""
     from dgbench.data.splits import MIN_CASES_FOR_VALIDATION, without_validation
-    from dgbench.launch.environment import has_bf16
+    from dgbench.processor import has_bf16
 
     lines = [
         f"{center} has fewer than {MIN_CASES_FOR_VALIDATION} cases: all of them train, none validates"
@@ -97,8 +97,8 @@ def warnings_of(plan: "RunPlan") -> list[str]:
     machine, preset = plan.own.spec.environment, plan.request.preset
     if machine.device == "cpu" and machine.precision == "bf16" and has_bf16() is False:
         lines.append(
-            f"preset {preset} computes in bf16, which this processor emulates, an order of magnitude slower than fp32 — "
-            "--set preset.precision.cpu=fp32 is ranked as well"
+            f"preset {preset} computes in bf16, for which this processor has no instructions: products are computed in fp32 and rounded, "
+            "somewhat slower than fp32 — --set preset.precision.cpu=fp32 is ranked as well"
         )
     return lines
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dgbench.method import Method
 from dgbench.nets import Backbone, Features
+from dgbench.ops.precision import mixed_precision
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Predictor:
     def _facing(self, image: Tensor) -> Iterator[None]:
         """The method in evaluation mode and in the run's precision, told of the ROI it faces."""
         self.method.eval()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with mixed_precision(self.device, self.precision):
             self.method.begin_case(image)
             try:
                 yield

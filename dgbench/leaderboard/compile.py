@@ -228,10 +228,9 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableSt
         for folder in run.folders
     }
     cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
-    cases = cases.assign(
-        method=cases["folder"].map(lambda folder: folders[folder][0]),
-        seed=cases["folder"].map(lambda folder: folders[folder][1]),
-    )
+    folder = cases["folder"].cat.remove_unused_categories()
+    method, seed = ({folder: cell[place] for folder, cell in folders.items()} for place in (0, 1))
+    cases = cases.assign(method=folder.map(method), seed=folder.map(seed))
     baseline = next((label for label, row in complete.items() if row.is_baseline), None)
     ranked = [label for label, row in complete.items() if not row.control]
     return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)

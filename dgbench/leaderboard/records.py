@@ -5,10 +5,9 @@ view asked for. Everything else stays visible as a record with a reason.
 """
 
 import json
-import math
 import shlex
-import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +18,28 @@ from pydantic import BaseModel, ValidationError
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.frozen import one_line
+from dgbench.leaderboard.checked_rows import read_checked
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol
-from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+from dgbench.store.folder import (
+    IMPORTED,
+    SHARED_METHOD,
+    RunFolder,
+    RunSpec,
+    Status,
+    iter_runs,
+    read_status,
+)
+from dgbench.store.foreign import to_frame
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +70,6 @@ class View:
 
 OFFICIAL = View()
 
-TEXTS = ("case", "center", "stage", "setting", "checkpoint")
-FLAGS = ("failed", "empty_reference", "empty_prediction")
-FRACTIONS = ("threshold", "dsc", "nsd")
-NUMBER_KINDS = {"integer", "floating", "mixed-integer-float"}
-"""What raw columns hold (those named ``n_…`` counts, all others lengths and volumes), and how pandas calls numbers."""
-
 
 class _Evaluated(BaseModel):
     """What an evaluation's ``spec.json`` says about the weights and the cases it is of, and about the meaning of its numbers."""
@@ -89,8 +94,8 @@ class Record:
     updated: str
     data: Mapping[str, str]
     reason: str | None = None
-    rows: "pd.DataFrame | None" = None
-    lesion_free: "pd.DataFrame | None" = None
+    rows: "pa.Table | None" = None
+    lesion_free: "pa.Table | None" = None
     threshold: float | None = None
     cost: RunCost | str | None = None
     tier: Tier | None = None
@@ -149,17 +154,19 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
             return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
-        cases = run.cases()
-        heldout = set(cases["case"][cases["role"] == "held-out"])
-        return _select(replace(record, cost=_cost(run, heldout)), cases, view, protocol)
+        cases = read_checked(run.evaluation)
+        return _select(replace(record, cost=_cost(run, cases)), cases, view, protocol)
     except DgbenchError as error:
         return record.without_rows(_below(run.root, error))
     except ValidationError as error:
         return record.without_rows(f"evaluation/spec.json: {one_line(error)}")
 
 
-def _cost(run: RunFolder, heldout: Collection[str]) -> RunCost | str | None:
+def _cost(run: RunFolder, cases: "pa.Table") -> RunCost | str | None:
     """A cost that cannot be read leaves the accuracy of the run as it is, and is told."""
+    from pyarrow import compute
+
+    heldout = set(cases["case"].filter(compute.equal(cases["role"], "held-out")).to_pylist())
     try:
         return read_run_cost(run, heldout)
     except DgbenchError as error:
@@ -176,79 +183,41 @@ def _below(root: Path, error: DgbenchError) -> str:
     return str(error).replace(f"{root}/", "")
 
 
-def _select(record: Record, cases: "pd.DataFrame", view: View, protocol: Protocol) -> Record:
+def _select(record: Record, cases: "pa.Table", view: View, protocol: Protocol) -> Record:
     """The record with its held-out rows in ``view``, or with the reason why it has none."""
     import numpy as np
+    import pyarrow as pa
+    from pyarrow import compute
 
-    lacking = [column for column in RAW_COLUMNS if column not in cases]
-    if lacking:
-        return record.without_rows(f"evaluation lacks the columns {', '.join(lacking)}")
-    if misfit := _misfit(cases):
-        return record.without_rows(f"evaluation is damaged: {misfit}")
-    where = {"setting": view.setting, "checkpoint": view.checkpoint, "heldout": protocol.center_of(record.spec.heldout)}
-    threshold = choose_threshold(view.threshold, cases, **where, protocol=protocol)
+    def equal(column: str, value: str) -> "NDArray[np.bool_]":
+        return np.asarray(compute.equal(cases[column], value))
+
+    threshold = view.threshold
+    if isinstance(threshold, str):
+        where = {"setting": view.setting, "checkpoint": view.checkpoint}
+        center = protocol.center_of(record.spec.heldout)
+        threshold = choose_threshold(threshold, to_frame(cases), **where, heldout=center, protocol=protocol)
     wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
-    chosen = (cases["role"] == "held-out").to_numpy()
-    free = (cases["role"] == "lesion-free").to_numpy()
+    chosen, free = equal("role", "held-out"), equal("role", "lesion-free")
     matches = {
-        "setting": cases["setting"] == view.setting,
-        "checkpoint": cases["checkpoint"] == view.checkpoint,
-        "threshold": np.isclose(cases["threshold"].astype(float), threshold, atol=1e-6),
+        "setting": equal("setting", view.setting),
+        "checkpoint": equal("checkpoint", view.checkpoint),
+        "threshold": np.isclose(cases["threshold"].to_numpy(), threshold, atol=1e-6),
     }
     for column, match in matches.items():
-        before, chosen = chosen, chosen & np.asarray(match)
-        free = free & np.asarray(match)
+        before, chosen = chosen, chosen & match
+        free = free & match
         if not chosen.any():
-            known = ", ".join(map(str, sorted(set(cases[column][before])))) or "no held-out rows"
+            values = cases[column].filter(pa.array(before)).unique().to_pylist()
+            known = ", ".join(map(str, sorted(values))) or "no held-out rows"
             return record.without_rows(f"evaluation holds no {column} {wanted[column]} (stored: {known})")
-    rows = cases.loc[chosen, list(RAW_COLUMNS)]
-    twice = rows["case"].duplicated()
-    if twice.any():
-        return record.without_rows(f"evaluation holds case {rows['case'][twice].iloc[0]} more than once")
-    lesion_free = cases.loc[free, list(RAW_COLUMNS)] if free.any() else None
+    raw = cases.select(list(RAW_COLUMNS))
+    rows = raw.filter(pa.array(chosen))
+    names = Counter(rows["case"].to_pylist())
+    if len(names) < len(rows):
+        return record.without_rows(f"evaluation holds case {names.most_common(1)[0][0]} more than once")
+    lesion_free = raw.filter(pa.array(free)) if free.any() else None
     return replace(record, rows=rows, lesion_free=lesion_free, threshold=threshold)
-
-
-def _misfit(cases: "pd.DataFrame") -> str | None:
-    """What no evaluation wrote: a raw column of another type, or a value that is no measurement. Undefined ones are a policy's business."""
-    import numpy as np
-
-    for column in RAW_COLUMNS:
-        series = cases[column]
-        kind = _kind(series)
-        holes = int(series.isna().sum()) if column in (*TEXTS, "threshold") else 0
-        if holes:
-            return f"{holes} rows without {column}"
-        wanted, kinds = ("text", {"string"}) if column in TEXTS else ("numbers", NUMBER_KINDS)
-        if column in FLAGS:
-            wanted, kinds = "true or false", {"boolean"}
-        if kind not in {*kinds, "empty"}:
-            return f"{column} holds {kind} values, expected {wanted}"
-        if column in TEXTS or column in FLAGS:
-            continue
-        values = series.to_numpy(dtype="float64", na_value=math.nan)
-        highest, fitting = (
-            (1, "from 0 to 1") if column in FRACTIONS else (sys.float_info.max, "finite and not negative")
-        )
-        with np.errstate(invalid="ignore"):  # infinity has no remainder
-            misfits = (values < 0) | (values > highest)
-            if column.startswith("n_"):
-                misfits, fitting = misfits | (values % 1 != 0) & ~np.isnan(values), "a count"
-        if misfits.any():
-            return f"{column} {values[misfits][0]:g} is not {fitting}"
-    return None
-
-
-def _kind(series: "pd.Series") -> str:
-    """What pandas calls the values of a column; a column of a plain type need not be looked through."""
-    import numpy as np
-    import pandas as pd
-
-    plain = {"b": "boolean", "i": "integer", "u": "integer", "f": "floating"}
-    known = plain.get(series.dtype.kind) if isinstance(series.dtype, np.dtype) else None
-    if isinstance(series.dtype, pd.StringDtype):
-        known = "string"
-    return known or pd.api.types.infer_dtype(series, skipna=True)
 
 
 def comparable_groups(records: list[Record]) -> list[list[Record]]:
@@ -285,7 +254,7 @@ def refuse_partial(records: list[Record]) -> list[Record]:
     known: dict[str, set[str]] = {}
     for record in records:
         if record.rows is not None:
-            known.setdefault(record.spec.heldout, set()).update(record.rows["case"])
+            known.setdefault(record.spec.heldout, set()).update(record.rows["case"].to_pylist())
     checked = []
     for record in records:
         expected = len(known.get(record.spec.heldout, ()))

@@ -11,9 +11,11 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.records import Record
 from dgbench.leaderboard.results import AMONG_DETECTED, COUNTS, METRICS
 from dgbench.protocol import Protocol
+from dgbench.store.foreign import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 class Result(NamedTuple):
@@ -56,8 +58,10 @@ def _result(records: tuple[Record, ...], line: Mapping[Any, Any]) -> Result:
 
 def _detection(records: Sequence[Record], line: Mapping[Any, Any]) -> dict[str, float]:
     """:data:`DETECTION` of runs from their summary; ``NaN`` where there is nothing to find, or no lesion-free case was evaluated."""
-    counts = [record.lesion_free["n_false_positive"].dropna() for record in records if record.lesion_free is not None]
-    free = [float(count) for found in counts for count in found]
+    counts = [
+        record.lesion_free["n_false_positive"].drop_null() for record in records if record.lesion_free is not None
+    ]
+    free = [count for found in counts for count in found.to_pylist()]
     return {
         "sensitivity": line["n_lesions_found"] / line["n_lesions"] if line["n_lesions"] else math.nan,
         "false_positives": line["n_false_positive"] / line["n"],
@@ -89,22 +93,29 @@ def counts_of_one_seed(single: Mapping[str, Result], protocol: Protocol) -> dict
     return {center: dict(found) for center, found in counts.items()}
 
 
-def _resolve(
-    rows: Mapping[str, "pd.DataFrame"], policy: policies.Policy
-) -> tuple["pd.DataFrame | None", dict[str, str]]:
+def _resolve(rows: Mapping[str, "pa.Table"], policy: policies.Policy) -> tuple["pd.DataFrame | None", dict[str, str]]:
     """Resolved rows of all runs in one frame, and why the rows of some runs are not in it. One pass unless a row is damaged."""
-    import pandas as pd
-
     if not rows:
         return None, {}
     try:
-        return policies.apply_policy(pd.concat(rows, names=["folder"]).reset_index("folder"), policy), {}
+        return policies.apply_policy(_together(rows), policy), {}
     except DgbenchError:
         reasons: dict[str, str] = {}
-        for folder, frame in rows.items():
+        for folder, table in rows.items():
             try:
-                policies.apply_policy(frame, policy)
+                policies.apply_policy(_together({folder: table}), policy)
             except DgbenchError as error:
                 reasons[folder] = f"evaluation is damaged: {error}"
-        resolved, _ = _resolve({folder: frame for folder, frame in rows.items() if folder not in reasons}, policy)
+        resolved, _ = _resolve({folder: table for folder, table in rows.items() if folder not in reasons}, policy)
         return resolved, reasons
+
+
+def _together(rows: Mapping[str, "pa.Table"]) -> "pd.DataFrame":
+    """The rows of all runs, with their ``folder``."""
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+
+    codes = np.repeat(np.arange(len(rows)), [len(table) for table in rows.values()])
+    frame = to_frame(pa.concat_tables(rows.values()).combine_chunks())
+    return frame.assign(folder=pd.Categorical.from_codes(codes, pd.Index(list(rows))))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgbench.ops.precision import rounds_products
+
 ONEDNN_LIMIT = 20_480
 """PyTorch takes a single fp32 sample of at most this C·D·H away from oneDNN, to a kernel several times slower."""
 NARROW = 16
@@ -41,7 +43,8 @@ def _wrong_in_bf16(x: Tensor, stride: int, dilation: int) -> bool:
 
 def _leaves_onednn(x: Tensor) -> bool:
     small = x.shape[0] == 1 and x[0, :, :, :, 0].numel() <= ONEDNN_LIMIT
-    return small and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    fp32 = rounds_products() if torch.is_autocast_enabled("cpu") else x.dtype == torch.float32
+    return small and fp32
 
 
 def _conv_by_halves(x: Tensor, weight: Tensor, stride: int, dilation: int, padding: int) -> Tensor:

@@ -21,10 +21,11 @@ from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name
 from dgbench.store import keys
-from dgbench.store.foreign import read_table
+from dgbench.store.foreign import read_arrow, to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SCHEMA = 1
 """Version of the files of a run folder."""
@@ -36,6 +37,7 @@ CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "thr
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
 
 _RUN_NAME = re.compile(r"seed(\d+)-([0-9a-f]{8})")
+_LEAVING = re.compile(r"^/|(^|/)\.\.(/|\Z)|[\\\0]")
 _log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
@@ -280,6 +282,15 @@ class RunFolder:
 
 
 def read_cases(folder: Path) -> "pd.DataFrame":
+    """:func:`read_case_table` for pandas."""
+    table = read_case_table(folder)
+    try:
+        return to_frame(table)
+    except ValueError as error:
+        raise _unreadable(folder / "cases.parquet", error) from error
+
+
+def read_case_table(folder: Path) -> "pa.Table":
     """The raw rows of the evaluation in ``folder``, one per (case, stage, setting, checkpoint, threshold).
 
     Raises:
@@ -290,22 +301,20 @@ def read_cases(folder: Path) -> "pd.DataFrame":
     if not path.exists():
         raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
     try:
-        frame = read_table(path)
+        table = read_arrow(path)
     except (OSError, ValueError) as error:
-        raise DgbenchError(
-            f"{path}: not a readable table ({_one_line(error)}) — remove it and evaluate again"
-        ) from error
-    missing = [name for name in CASE_COLUMNS if name not in frame]
+        raise _unreadable(path, error) from error
+    missing = [name for name in CASE_COLUMNS if name not in table.column_names]
     if missing:
         raise DgbenchError(f"{path}: columns {', '.join(missing)} are missing — damaged or foreign, evaluate again")
-    named = frame["case"].unique() if frame["case"].dtype != object else ()  # what holds objects holds no text
-    if (leaving := next(filter(_leaves, named), None)) is not None:  # slices and pages are files named by the case
-        raise DgbenchError(f"{path}: {leaving!r} names no case — foreign, remove it")
-    return frame
+    named = {case for case in table["case"].to_pylist() if isinstance(case, str)}
+    if leaving := sorted(filter(_LEAVING.search, named)):  # slices and pages are files named by the case
+        raise DgbenchError(f"{path}: {leaving[0]!r} names no case — foreign, remove it")
+    return table
 
 
-def _leaves(case: object) -> bool:
-    return isinstance(case, str) and (case.startswith("/") or ".." in case.split("/") or "\\" in case or "\0" in case)
+def _unreadable(path: Path, error: Exception) -> DgbenchError:
+    return DgbenchError(f"{path}: not a readable table ({_one_line(error)}) — remove it and evaluate again")
 
 
 def open_run(root: Path, spec: RunSpec) -> RunFolder:

@@ -2,7 +2,8 @@
 file may claim, and one kind of error for whatever is wrong with it."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile, ZipFile
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 MAX_ROWS = 1_000_000
 """More rows than any evaluation makes: 1,000 cases in 6 settings with 2 checkpoints at 9 thresholds are 108,000."""
@@ -18,26 +20,45 @@ MAX_BYTES = 2**30
 """Unpacked; more than a table of :data:`MAX_ROWS` rows takes, or the 8-bit probabilities of 1,000 slices of 1024×1024."""
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+def read_arrow(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
     """The Parquet file ``path``, or some of its ``columns``.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no table, is damaged, lacks a column, or claims more than :data:`MAX_ROWS` rows or :data:`MAX_BYTES` bytes.
     """
-    from pyarrow import ArrowException, parquet
+    from pyarrow import parquet
+
+    with _told_as_value_error(), parquet.ParquetFile(path) as file:
+        claimed = file.metadata
+        if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
+            raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
+        _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
+        if columns is not None and (lacking := [name for name in columns if name not in file.schema_arrow.names]):
+            raise ValueError(f"no column {', '.join(lacking)}")
+        # tables are small, and many are read: threads would cost more than they bring
+        return file.read(columns, use_threads=False)
+
+
+def to_frame(table: "pa.Table") -> "pd.DataFrame":
+    """``table`` for pandas. Raises ValueError where what the file says about its pandas types is not so."""
+    with _told_as_value_error():
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+    """:func:`read_arrow` and :func:`to_frame` in one."""
+    return to_frame(read_arrow(path, columns))
+
+
+@contextmanager
+def _told_as_value_error() -> Iterator[None]:
+    """Whatever Arrow makes of a damaged table, as one kind of error."""
+    from pyarrow import ArrowException
 
     try:
-        with parquet.ParquetFile(path) as file:
-            claimed = file.metadata
-            if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
-                raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
-            _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
-            if columns is not None and (lacking := [name for name in columns if name not in file.schema_arrow.names]):
-                raise ValueError(f"no column {', '.join(lacking)}")
-            # tables are small, and many are read: threads would cost more than they bring
-            frame: pd.DataFrame = file.read(columns, use_threads=False).to_pandas()
-            return frame
+        yield
     except (OSError, ValueError):
         raise
     except (ArrowException, KeyError, TypeError, AttributeError, MemoryError) as error:

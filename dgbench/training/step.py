@@ -12,6 +12,7 @@ from torch.optim import Adam, Optimizer
 
 from dgbench.errors import DgbenchError
 from dgbench.method import Batch, Method, Phase
+from dgbench.ops.precision import mixed_precision
 from dgbench.seeds import derive_seed
 from dgbench.training.distributed import Ranks
 from dgbench.training.schedule import poly_lr
@@ -38,7 +39,7 @@ class TrainingContext:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """See :class:`dgbench.method.StepContext`."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return mixed_precision(self.device, self.precision)
 
     def backward(self, loss: Tensor, optimizer: Optimizer | None = None) -> None:
         """See :class:`dgbench.method.StepContext`."""
