@@ -188,13 +188,16 @@ def _dump(path: Path, value: Any, indent: int | None = None) -> str:
 def _load(data: bytes) -> Any:
     """Strict JSON in UTF-8; ValueError otherwise (UnicodeDecodeError is one)."""
     try:
-        return json.loads(data.decode(), parse_constant=_refuse_constant)
+        return _STRICT.decode(data.decode())
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -11,9 +11,10 @@ from leaderboard_runs import CENTERS, add_run, cell, compiled, only_table, row_o
 
 from dgbench.atomic import append_jsonl, write_json
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.checked_rows import read_checked
 from dgbench.leaderboard.costs import RunCost, read_run_cost, row_cost
 from dgbench.leaderboard.export import to_json
-from dgbench.store.folder import RunFolder, iter_runs
+from dgbench.store.folder import iter_runs
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +42,11 @@ def add_priced_run(root: Path, method: str, heldout: str, step: float, **changes
     return folder
 
 
-def heldout_of(run: RunFolder) -> set[str]:
-    cases = run.cases()
-    return set(cases["case"][cases["role"] == "held-out"])
-
-
 def test_a_run_tells_what_it_cost(tmp_path: Path) -> None:
     """Seconds per case: chain Seg, official checkpoint, held-out cases, all own stages; a pause is no part of a step."""
     add_priced_run(tmp_path, "erm", "MSD", step=0.5)
     (run,) = iter_runs(tmp_path)
-    assert read_run_cost(run, heldout_of(run)) == RunCost(
+    assert read_run_cost(run, read_checked(run.evaluation)) == RunCost(
         params=20,
         gflops=3.0,
         deployed_params=10,
@@ -71,7 +67,7 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
     assert factors == [1.0, 1.5], "the median over centers"
     assert "× erm" in terminal(compiled(tmp_path))
     (run, *_) = iter_runs(tmp_path)
-    cost = read_run_cost(run, heldout_of(run))
+    cost = read_run_cost(run, read_checked(run.evaluation))
     assert cost is not None
     elsewhere = replace(cost, machine=("Another", *cost.machine[1:]))
     alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere})
@@ -85,7 +81,7 @@ def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path)
     spec = json.loads((folder / "spec.json").read_text())
     (folder / "spec.json").write_text(json.dumps(spec | {"environment": spec["environment"] | {"devices": 2}}))
     (run,) = iter_runs(tmp_path)
-    cost = read_run_cost(run, heldout_of(run))
+    cost = read_run_cost(run, read_checked(run.evaluation))
     assert cost is not None
     assert cost.machine[-1] == "2 devices"
 
@@ -93,12 +89,12 @@ def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path)
 def test_a_run_without_networks_has_no_cost_and_a_damaged_one_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, "imported", "MSD", cases=cell("MSD", 0.5))
     (run,) = iter_runs(tmp_path)
-    assert read_run_cost(run, heldout_of(run)) is None
+    assert read_run_cost(run, read_checked(run.evaluation)) is None
     folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
     (folder / "cost.json").write_text(json.dumps({"macs": {}}))
     erm = next(run for run in iter_runs(tmp_path) if run.spec.method.name == "erm")
     with pytest.raises(DgbenchError, match=r"its cost cannot be read \('table-vi'\)"):
-        read_run_cost(erm, heldout_of(erm))
+        read_run_cost(erm, read_checked(erm.evaluation))
     row = row_of(only_table(tmp_path), "erm")
     assert row.cost is None
     assert row.centers["MSD"].scores["dsc"].mean == pytest.approx(0.55), "accuracy stands on its own"

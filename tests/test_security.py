@@ -29,8 +29,9 @@ from dgbench.info import MethodInfo
 from dgbench.launch.jobs import empty_folder
 from dgbench.registry import find_method
 from dgbench.store import checkpoint_file
+from dgbench.store.cases import read_cases
 from dgbench.store.checkpoint_file import load_checkpoint, save_checkpoint
-from dgbench.store.folder import RunFolder, iter_runs, read_cases, write_status
+from dgbench.store.folder import RunFolder, iter_runs, write_status
 from dgbench.store.foreign import MAX_ROWS
 from dgbench.store.manifest import Manifest
 from dgbench.store.record import write_record

@@ -29,8 +29,8 @@ from dgbench.data.nifti import load_nifti
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.job import load_result, load_trained
 from dgbench.store import checkpoint_file, foreign
+from dgbench.store.cases import read_cases
 from dgbench.store.checkpoint_file import load_checkpoint, save_checkpoint, unflatten_state
-from dgbench.store.folder import read_cases
 from dgbench.store.slices import CaseSlice
 from dgbench.training.loop import train
 from dgbench.yaml_text import parse_value, read_yaml

@@ -23,7 +23,8 @@ from dgbench.leaderboard.compile import resolve_policy
 from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.response import Response, gather
 from dgbench.protocol import ResolvedProtocol
-from dgbench.store.folder import RunSpec, read_cases, read_status, write_status
+from dgbench.store.cases import read_cases
+from dgbench.store.folder import RunSpec, read_status, write_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.lock import FolderLock
 

@@ -4,57 +4,88 @@ They stay Arrow tables until all runs are put together: for thousands of runs, f
 """
 
 import sys
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.policies import RAW_COLUMNS
-from dgbench.store.folder import read_case_table
+from dgbench.store.cases import read_case_table
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
-COLUMNS = (*RAW_COLUMNS, "role")
 TEXTS = ("case", "center", "role", "stage", "setting", "checkpoint")
 FLAGS = ("failed", "empty_reference", "empty_prediction")
+COLUMNS = (*RAW_COLUMNS, "role")
+NUMBERS = tuple(column for column in COLUMNS if column not in (*TEXTS, *FLAGS))
 FRACTIONS = ("threshold", "dsc", "nsd")
-"""What is read of the rows, and what it is: those named ``n_…`` counts, all others lengths and volumes."""
+"""What is read of the rows, and what it is. Of the numbers those named ``n_…`` are counts, the other ones that are no fractions lengths
+and volumes."""
 
 
 def read_checked(evaluation: Path) -> "pa.Table":
-    """The rows in the folder ``evaluation`` with :data:`COLUMNS`, in the same types for every run.
+    """The rows in the folder ``evaluation`` with :data:`COLUMNS`; text is coded as a dictionary, numbers are float64.
 
     Raises:
         DgbenchError: they cannot be read, or hold what no evaluation wrote.
     """
-    import pyarrow as pa
-
-    stored = read_case_table(evaluation)
-    lacking = sorted(set(COLUMNS) - set(stored.column_names))
-    if lacking:
-        raise DgbenchError(f"evaluation lacks the columns {', '.join(lacking)}")
-    if foreign := _foreign_column(stored):
+    stored = read_case_table(evaluation, COLUMNS, coded=TEXTS)
+    if foreign := _foreign_column(stored.schema):
         raise DgbenchError(f"evaluation is damaged: {foreign}")
-    # numbers, counts too, are undefined for a failed case
-    types = {
-        **dict.fromkeys(COLUMNS, pa.float64()),
-        **dict.fromkeys(TEXTS, pa.string()),
-        **dict.fromkeys(FLAGS, pa.bool_()),
-    }
-    cases = stored.select(list(COLUMNS)).cast(pa.schema(types.items()), safe=False)
+    cases = _as_typed(stored, _schema(coded=True))
     if misfit := _misfit(cases):
         raise DgbenchError(f"evaluation is damaged: {misfit}")
     return cases
 
 
-def _foreign_column(stored: "pa.Table") -> str | None:
-    """A column that holds something else than it should; one without any value fits everywhere."""
-    names = stored.column_names
+def as_text(cases: "pa.Table") -> "pa.Table":
+    """Rows of :func:`read_checked` with text as it is: these are of the same types for every run."""
+    return _as_typed(cases, _schema(coded=False))
+
+
+def rows_where(cases: "pa.Table", column: str, value: str) -> "NDArray[np.bool_]":
+    """Which rows of :func:`read_checked` hold the text ``value`` in ``column``, (rows,)."""
+    import numpy as np
+
+    return np.concatenate(
+        [chunk.indices.to_numpy() == chunk.dictionary.index(value).as_py() for chunk in cases[column].chunks]
+        or [np.zeros(0, dtype=bool)]
+    )
+
+
+def _as_typed(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
+    """The table in the types of ``schema``; casting what has its type already would take most of the time of a small one."""
+    import pyarrow as pa
+
+    columns = [
+        column if column.type == field.type else column.cast(field.type, safe=False)
+        for column, field in zip(table.columns, schema, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+@cache
+def _schema(*, coded: bool) -> "pa.Schema":
+    """Numbers, counts too, are undefined for a failed case."""
+    import pyarrow as pa
+
+    text = pa.dictionary(pa.int32(), pa.string()) if coded else pa.string()
+    types = {**dict.fromkeys(TEXTS, text), **dict.fromkeys(FLAGS, pa.bool_())}
+    return pa.schema([(column, types.get(column, pa.float64())) for column in COLUMNS])
+
+
+@lru_cache(maxsize=16)
+def _foreign_column(stored: "pa.Schema") -> str | None:
+    """A column that is there twice, or holds something else than it should; one without any value fits everywhere. All runs of one
+    version of dgbench have the same schema."""
     for column in COLUMNS:
-        if names.count(column) > 1:
+        if stored.names.count(column) > 1:
             return f"it holds {column} more than once"
         wanted = "text" if column in TEXTS else "true or false" if column in FLAGS else "numbers"
-        kind = _kind(stored.schema.field(column).type)
+        kind = _kind(stored.field(column).type)
         if kind not in (wanted, "null"):
             return f"{column} holds {kind}, expected {wanted}"
     return None
@@ -64,6 +95,8 @@ def _kind(held: "pa.DataType") -> str:
     """What a column of this type holds."""
     from pyarrow import types
 
+    if types.is_dictionary(held):
+        held = held.value_type
     if types.is_string(held) or types.is_large_string(held):
         return "text"
     if types.is_integer(held) or types.is_floating(held):
@@ -78,17 +111,18 @@ def _misfit(cases: "pa.Table") -> str | None:
     for column in (*TEXTS, "threshold"):
         if holes := cases[column].null_count:
             return f"{holes} rows without {column}"
-    for column in COLUMNS:
-        if column in (*TEXTS, *FLAGS):
-            continue
-        values = cases[column].to_numpy()
-        highest, fitting = (
-            (1, "from 0 to 1") if column in FRACTIONS else (sys.float_info.max, "finite and not negative")
-        )
+    for batch in cases.select(NUMBERS).combine_chunks().to_batches():
+        values = np.asarray(batch.to_tensor(null_to_nan=True, row_major=False))
+        counts = np.array([column.startswith("n_") for column in NUMBERS])
+        highest = np.array([1 if column in FRACTIONS else sys.float_info.max for column in NUMBERS])
         with np.errstate(invalid="ignore"):  # infinity has no remainder
             misfits = (values < 0) | (values > highest)
-            if column.startswith("n_"):
-                misfits, fitting = misfits | (values % 1 != 0) & ~np.isnan(values), "a count"
+            misfits[:, counts] |= values[:, counts] % 1 > 0
         if misfits.any():
-            return f"{column} {values[misfits][0]:g} is not {fitting}"
+            place = int(misfits.any(axis=0).argmax())
+            column = NUMBERS[place]
+            fitting = (
+                "from 0 to 1" if column in FRACTIONS else "a count" if counts[place] else "finite and not negative"
+            )
+            return f"{column} {values[misfits[:, place], place][0]:g} is not {fitting}"
     return None

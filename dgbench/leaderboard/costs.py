@@ -5,14 +5,19 @@ compared only where processor, device, number of devices, precision, threads and
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import TYPE_CHECKING
 
 from dgbench.atomic import read_json, read_jsonl
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.checked_rows import rows_where
 from dgbench.store.folder import RunFolder
-from dgbench.store.foreign import read_table
+from dgbench.store.foreign import read_arrow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +52,9 @@ class RowCost:
     machines: tuple[str, ...]
 
 
-def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
-    """The cost of a finished run with these held-out cases; None where it lacks a file of it (an imported prediction set has no networks).
+def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
+    """The cost of a finished run with these rows (:func:`dgbench.leaderboard.checked_rows.read_checked`); None where it lacks a file of it
+    (an imported prediction set has no networks).
 
     Raises:
         DgbenchError: a file is there and cannot be read.
@@ -59,11 +65,6 @@ def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
         return None
     counted, environment = read_json(files[0]), read_json(files[2])
     try:
-        times = read_table(files[1])
-        seg = times[
-            times["setting"].str.endswith("-Seg") & (times["checkpoint"] == "source-val") & times["case"].isin(heldout)
-        ]
-        per_case = None if seg.empty else float(seg.groupby("case")["seconds"].sum().mean())
         rows = [read_jsonl(log) for log in logs]
         steps = [
             sum(row["steps"] for row in log) * median(row["seconds"] / row["steps"] for row in log) for log in rows
@@ -75,7 +76,7 @@ def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
             gflops=float(whole["gflops"]),
             deployed_params=int(deployed["params"]),
             deployed_gmacs=float(deployed["gflops"]),
-            seconds_per_case=per_case,
+            seconds_per_case=_seconds_per_case(read_arrow(files[1]), cases),
             train_seconds=math.fsum(row["seconds"] for log in rows for row in log),
             step_seconds=math.fsum(steps),
             machine=(
@@ -86,8 +87,25 @@ def read_run_cost(run: RunFolder, heldout: Collection[str]) -> RunCost | None:
                 *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, ZeroDivisionError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _seconds_per_case(times: "pa.Table", cases: "pa.Table") -> float | None:
+    """What the chain `Seg` takes for a held-out case with the official checkpoint; None where no such time was taken."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    heldout = cases["case"].filter(pa.array(rows_where(cases, "role", "held-out"))).unique().cast(pa.string())
+    wanted = compute.and_(
+        compute.ends_with(times["setting"], "-Seg"),
+        compute.and_(
+            compute.equal(times["checkpoint"], "source-val"), compute.is_in(times["case"].cast(pa.string()), heldout)
+        ),
+    )
+    taken = times.filter(wanted)
+    seconds = compute.sum(taken["seconds"]).as_py()
+    return None if seconds is None else float(seconds) / len(taken["case"].unique())
 
 
 def row_cost(

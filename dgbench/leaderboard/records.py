@@ -18,9 +18,8 @@ from pydantic import BaseModel, ValidationError
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.frozen import one_line
-from dgbench.leaderboard.checked_rows import read_checked
+from dgbench.leaderboard.checked_rows import as_text, read_checked, rows_where
 from dgbench.leaderboard.costs import RunCost, read_run_cost
-from dgbench.leaderboard.policies import RAW_COLUMNS
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol
@@ -37,9 +36,7 @@ from dgbench.store.foreign import to_frame
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,11 +161,8 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
 
 def _cost(run: RunFolder, cases: "pa.Table") -> RunCost | str | None:
     """A cost that cannot be read leaves the accuracy of the run as it is, and is told."""
-    from pyarrow import compute
-
-    heldout = set(cases["case"].filter(compute.equal(cases["role"], "held-out")).to_pylist())
     try:
-        return read_run_cost(run, heldout)
+        return read_run_cost(run, cases)
     except DgbenchError as error:
         return _below(run.root, error)
 
@@ -187,22 +181,18 @@ def _select(record: Record, cases: "pa.Table", view: View, protocol: Protocol) -
     """The record with its held-out rows in ``view``, or with the reason why it has none."""
     import numpy as np
     import pyarrow as pa
-    from pyarrow import compute
-
-    def equal(column: str, value: str) -> "NDArray[np.bool_]":
-        return np.asarray(compute.equal(cases[column], value))
 
     threshold = view.threshold
     if isinstance(threshold, str):
         where = {"setting": view.setting, "checkpoint": view.checkpoint}
         center = protocol.center_of(record.spec.heldout)
-        threshold = choose_threshold(threshold, to_frame(cases), **where, heldout=center, protocol=protocol)
+        threshold = choose_threshold(threshold, to_frame(as_text(cases)), **where, heldout=center, protocol=protocol)
     wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
-    chosen, free = equal("role", "held-out"), equal("role", "lesion-free")
+    chosen, free = rows_where(cases, "role", "held-out"), rows_where(cases, "role", "lesion-free")
     matches = {
-        "setting": equal("setting", view.setting),
-        "checkpoint": equal("checkpoint", view.checkpoint),
-        "threshold": np.isclose(cases["threshold"].to_numpy(), threshold, atol=1e-6),
+        "setting": rows_where(cases, "setting", view.setting),
+        "checkpoint": rows_where(cases, "checkpoint", view.checkpoint),
+        "threshold": np.abs(cases["threshold"].to_numpy() - threshold) < 1e-6,
     }
     for column, match in matches.items():
         before, chosen = chosen, chosen & match
@@ -211,12 +201,11 @@ def _select(record: Record, cases: "pa.Table", view: View, protocol: Protocol) -
             values = cases[column].filter(pa.array(before)).unique().to_pylist()
             known = ", ".join(map(str, sorted(values))) or "no held-out rows"
             return record.without_rows(f"evaluation holds no {column} {wanted[column]} (stored: {known})")
-    raw = cases.select(list(RAW_COLUMNS))
-    rows = raw.filter(pa.array(chosen))
-    names = Counter(rows["case"].to_pylist())
-    if len(names) < len(rows):
-        return record.without_rows(f"evaluation holds case {names.most_common(1)[0][0]} more than once")
-    lesion_free = raw.filter(pa.array(free)) if free.any() else None
+    rows = cases.filter(pa.array(chosen))
+    if len(rows["case"].unique()) < len(rows):
+        ((twice, _),) = Counter(rows["case"].to_pylist()).most_common(1)
+        return record.without_rows(f"evaluation holds case {twice} more than once")
+    lesion_free = cases.filter(pa.array(free)) if free.any() else None
     return replace(record, rows=rows, lesion_free=lesion_free, threshold=threshold)
 
 
@@ -251,13 +240,16 @@ def comparable_groups(records: list[Record]) -> list[list[Record]]:
 
 def refuse_partial(records: list[Record]) -> list[Record]:
     """The records, those without all cases that another run of the same held-out center was evaluated on no longer counted."""
-    known: dict[str, set[str]] = {}
+    import pyarrow as pa
+
+    names: dict[str, list[pa.Array]] = {}
     for record in records:
         if record.rows is not None:
-            known.setdefault(record.spec.heldout, set()).update(record.rows["case"].to_pylist())
+            names.setdefault(record.spec.heldout, []).extend(record.rows["case"].cast(pa.string()).chunks)
+    known = {heldout: len(pa.chunked_array(cases, pa.string()).unique()) for heldout, cases in names.items()}
     checked = []
     for record in records:
-        expected = len(known.get(record.spec.heldout, ()))
+        expected = known.get(record.spec.heldout, 0)
         partial = record.rows is not None and len(record.rows) < expected
         cases = 0 if record.rows is None else len(record.rows)
         checked.append(record.without_rows(f"evaluated {cases} of {expected} cases") if partial else record)

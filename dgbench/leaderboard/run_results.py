@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
+from dgbench.leaderboard.checked_rows import as_text
 from dgbench.leaderboard.records import Record
 from dgbench.leaderboard.results import AMONG_DETECTED, COUNTS, METRICS
 from dgbench.protocol import Protocol
@@ -117,5 +118,5 @@ def _together(rows: Mapping[str, "pa.Table"]) -> "pd.DataFrame":
     import pyarrow as pa
 
     codes = np.repeat(np.arange(len(rows)), [len(table) for table in rows.values()])
-    frame = to_frame(pa.concat_tables(rows.values()).combine_chunks())
+    frame = to_frame(as_text(pa.concat_tables(rows.values())))
     return frame.assign(folder=pd.Categorical.from_codes(codes, pd.Index(list(rows))))

@@ -21,11 +21,10 @@ from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name
 from dgbench.store import keys
-from dgbench.store.foreign import read_arrow, to_frame
+from dgbench.store.cases import read_cases
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 SCHEMA = 1
 """Version of the files of a run folder."""
@@ -33,11 +32,7 @@ SHARED_METHOD = "_pancreas"
 """The method folder of the stages that all methods of a split share."""
 IMPORTED = "imported"
 """The checkpoint of the rows of an imported prediction set, which has none."""
-CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
-"""Columns that identify a row of ``cases.parquet``; the metrics follow."""
-
 _RUN_NAME = re.compile(r"seed(\d+)-([0-9a-f]{8})")
-_LEAVING = re.compile(r"^/|(^|/)\.\.(/|\Z)|[\\\0]")
 _log = logging.getLogger(__name__)
 
 State = Literal["queued", "running", "done", "failed", "interrupted"]
@@ -279,42 +274,6 @@ class RunFolder:
     def cases(self) -> "pd.DataFrame":
         """The raw rows of the evaluation; see :func:`read_cases`."""
         return read_cases(self.evaluation)
-
-
-def read_cases(folder: Path) -> "pd.DataFrame":
-    """:func:`read_case_table` for pandas."""
-    table = read_case_table(folder)
-    try:
-        return to_frame(table)
-    except ValueError as error:
-        raise _unreadable(folder / "cases.parquet", error) from error
-
-
-def read_case_table(folder: Path) -> "pa.Table":
-    """The raw rows of the evaluation in ``folder``, one per (case, stage, setting, checkpoint, threshold).
-
-    Raises:
-        DgbenchError: nothing has been evaluated there, or the table is damaged, lacks one of :data:`CASE_COLUMNS` or names a case that
-            leads out of a folder.
-    """
-    path = folder / "cases.parquet"
-    if not path.exists():
-        raise DgbenchError(f"{path}: no such file — the run has not been evaluated")
-    try:
-        table = read_arrow(path)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    missing = [name for name in CASE_COLUMNS if name not in table.column_names]
-    if missing:
-        raise DgbenchError(f"{path}: columns {', '.join(missing)} are missing — damaged or foreign, evaluate again")
-    named = {case for case in table["case"].to_pylist() if isinstance(case, str)}
-    if leaving := sorted(filter(_LEAVING.search, named)):  # slices and pages are files named by the case
-        raise DgbenchError(f"{path}: {leaving[0]!r} names no case — foreign, remove it")
-    return table
-
-
-def _unreadable(path: Path, error: Exception) -> DgbenchError:
-    return DgbenchError(f"{path}: not a readable table ({_one_line(error)}) — remove it and evaluate again")
 
 
 def open_run(root: Path, spec: RunSpec) -> RunFolder:

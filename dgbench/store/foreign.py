@@ -20,23 +20,27 @@ MAX_BYTES = 2**30
 """Unpacked; more than a table of :data:`MAX_ROWS` rows takes, or the 8-bit probabilities of 1,000 slices of 1024×1024."""
 
 
-def read_arrow(path: Path, columns: Sequence[str] | None = None) -> "pa.Table":
-    """The Parquet file ``path``, or some of its ``columns``.
+def read_arrow(path: Path, columns: Sequence[str] | None = None, coded: Sequence[str] = ()) -> "pa.Table":
+    """The Parquet file ``path``, or some of its ``columns``; text in those that are ``coded`` as a dictionary.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no table, is damaged, lacks a column, or claims more than :data:`MAX_ROWS` rows or :data:`MAX_BYTES` bytes.
     """
+    import pyarrow as pa
     from pyarrow import parquet
 
-    with _told_as_value_error(), parquet.ParquetFile(path) as file:
+    _limit(path.stat().st_size)
+    # tables are small and many are read: one read is faster than one for each column, threads would cost more than they bring
+    data = pa.BufferReader(path.read_bytes())
+    with _told_as_value_error(), parquet.ParquetFile(data, read_dictionary=list(coded), pre_buffer=False) as file:
         claimed = file.metadata
         if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
             raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
         _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
-        if columns is not None and (lacking := [name for name in columns if name not in file.schema_arrow.names]):
+        held = file.schema.names
+        if columns is not None and (lacking := [name for name in columns if name not in held]):
             raise ValueError(f"no column {', '.join(lacking)}")
-        # tables are small, and many are read: threads would cost more than they bring
         return file.read(columns, use_threads=False)
 
 

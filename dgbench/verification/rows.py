@@ -13,7 +13,8 @@ from dgbench.data.splits import heldout_parts
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.protocol import ResolvedProtocol
-from dgbench.store.folder import CASE_COLUMNS, IMPORTED, RunFolder
+from dgbench.store.cases import CASE_COLUMNS
+from dgbench.store.folder import IMPORTED, RunFolder
 from dgbench.verification.record import Record, source_cases
 
 if TYPE_CHECKING:
