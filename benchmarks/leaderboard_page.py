@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dgbench.atomic import write_json
+from dgbench.atomic import append_jsonl, write_json
 from dgbench.leaderboard import compile as compiling
 from dgbench.leaderboard import evidence, policies
 from dgbench.leaderboard.page.site import write_page
@@ -51,13 +51,13 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def spec(method: str, heldout: str, seed: int, number: int) -> RunSpec:
     """The spec of one fake run."""
-    key = f"{number:064x}"
+    key = f"{number:064x}"[::-1]
     folder = f"phantom/{heldout}/{method}/seed{seed}-{key[:8]}"
     return RunSpec.model_validate(
         {
             "schema": 1,
             "dgbench": "0.1.0",
-            "key": key[::-1],
+            "key": key,
             "protocol": {
                 "name": "phantom",
                 "version": 1,
@@ -72,7 +72,7 @@ def spec(method: str, heldout: str, seed: int, number: int) -> RunSpec:
             "seed": seed,
             "sources": [name for name in CENTERS if name != heldout],
             "method": {"name": method, "version": 1, "title": method, "config": {}},
-            "stages": {"tumor-fine": {"key": key[::-1], "folder": f"{folder}/tumor-fine"}},
+            "stages": {"tumor-fine": {"key": key, "folder": f"{folder}/tumor-fine"}},
             "data": {"centers": {"phantom": "d" * 64}},
             "environment": {"device": "cpu", "precision": "fp32", "threads": 1, "torch": "2.13"},
             "command": f"dgbench run --method {method} --protocol phantom --heldout {heldout} --preset bench --seed {seed}",
@@ -114,6 +114,21 @@ def rows(center: str, count: int, views: int, rng: np.random.Generator, level: f
     return pd.DataFrame(frame)
 
 
+def write_costs(folder: Path, frame: pd.DataFrame) -> None:
+    """What a run of one stage tells of its cost: counts, machine, 240 lines of its step log, seconds per case and chain."""
+    write_json(folder / "cost.json", {"table-vi": {"params": 2, "gflops": 2.0}, "macs": {"params": 1, "gflops": 1.0}})
+    write_json(folder / "env.json", {"processor": "fake"})
+    append_jsonl(
+        folder / "tumor-fine" / "times.jsonl",
+        *({"step": 20 * (line + 1), "steps": 20, "seconds": 2.0 + line % 3} for line in range(240)),
+    )
+    chains = pd.DataFrame({"setting": ["C-Mask", "C-Seg", "F-Mask", "F-Seg"]})
+    checkpoints = pd.DataFrame({"checkpoint": ["source-val", "last-step"]})
+    cases = frame[["case"]].drop_duplicates()
+    times = cases.merge(chains, "cross").merge(checkpoints, "cross").assign(seconds=0.5)
+    times.to_parquet(folder / "evaluation/times.parquet")
+
+
 def write_runs(root: Path, methods: int, seeds: int, cases: int, views: int) -> int:
     """Write the fake runs; returns how many."""
     rng = np.random.default_rng(0)
@@ -130,6 +145,7 @@ def write_runs(root: Path, methods: int, seeds: int, cases: int, views: int) -> 
                 write_json(folder / "evaluation/spec.json", {"train_keys": keys, "fingerprint": center, "numbers": 1})
                 frame = rows(center, cases, views, rng, 0.5 + 0.001 * index + rng.normal(0, 0.01))
                 frame.to_parquet(folder / "evaluation/cases.parquet")
+                write_costs(folder, frame)
                 for place in (folder, folder / "evaluation"):
                     write_json(place / "status.json", {"state": "done", "updated": "2026-01-01T00:00:00+00:00"})
     return number

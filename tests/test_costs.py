@@ -74,6 +74,9 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
     assert alone is not None
     assert alone.train_factor is None
     assert row_cost({}, {("MSD", 0): cost}) is None
+    untimed = row_cost({("MSD", 0): cost}, {("MSD", 0): replace(cost, step_seconds=0.0)})
+    assert untimed is not None
+    assert untimed.train_factor is None, "there is nothing to compare with"
 
 
 def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path) -> None:

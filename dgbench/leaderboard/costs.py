@@ -118,7 +118,7 @@ def row_cost(
     factors = [
         cost.step_seconds / baseline[cell].step_seconds
         for cell, cost in costs.items()
-        if baseline and cell in baseline and baseline[cell].machine == cost.machine
+        if baseline and cell in baseline and baseline[cell].machine == cost.machine and baseline[cell].step_seconds
     ]
     return RowCost(
         params=every[0].params,
