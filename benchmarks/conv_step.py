@@ -2,9 +2,9 @@
 
 Usage: ``OMP_WAIT_POLICY=PASSIVE python benchmarks/conv_step.py [--threads 1] [--widths 8 16] [--batches 1 2 4]
 [--crops 24x64x64 ...] [--repeats 3]``. "library" calls PyTorch's convolution as it is, "dgbench" goes through
-``dgbench.nets.cpu``; "cl" is channels-last memory for the whole network. Prints milliseconds per step, the median over
-repeats that alternate between configurations, and the ratio to "library fp32" at the same crop, width and batch; with
-one thread the clock is processor time, which other processes disturb less.
+``dgbench.nets.cpu`` and ``dgbench.ops.precision``; "cl" is channels-last memory for the whole network. Prints
+milliseconds per step, the median over repeats that alternate between configurations, and the ratio to "library fp32" at
+the same crop, width and batch; with one thread the clock is processor time, which other processes disturb less.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dgbench.nets import Backbone, blocks
 from dgbench.nets.cpu import cpu_conv3d
+from dgbench.ops.precision import mixed_precision
 
 CROPS = ("24x64x64", "32x64x64", "16x48x48", "24x56x56", "24x48x48")
 
@@ -51,6 +52,7 @@ def make_step(
 ) -> Callable[[], float]:
     """A function that runs one training step and returns its time in seconds."""
     conv, layout, bf16 = configuration
+    ours = conv is cpu_conv3d
     torch.manual_seed(0)
     net = Backbone(width=width).to(memory_format=layout)  # type: ignore[call-overload]
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
@@ -59,8 +61,10 @@ def make_step(
 
     def step() -> float:
         start = clock()
-        with patch.object(blocks, "cpu_conv3d", conv), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = net(x)
+        with patch.object(blocks, "cpu_conv3d", conv):
+            library = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+            with mixed_precision(x.device, "bf16" if bf16 else "fp32") if ours else library:
+                logits = net(x)
         loss = F.binary_cross_entropy_with_logits(logits.float(), y)
         adam.zero_grad()
         loss.backward()

@@ -89,6 +89,20 @@ def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path)
     assert cost.machine[-1] == "2 devices"
 
 
+def test_times_of_bf16_with_and_without_instructions_are_not_compared(tmp_path: Path) -> None:
+    folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps(spec | {"environment": spec["environment"] | {"precision": "bf16"}}))
+    named = []
+    for has in (True, False):
+        write_json(folder / "env.json", {"processor": "Abacus", "bf16_instructions": has})
+        (run,) = iter_runs(tmp_path)
+        cost = read_run_cost(run, read_checked(run.evaluation))
+        assert cost is not None
+        named.append(cost.machine[1])
+    assert named == ["bf16", "bf16 without instructions"]
+
+
 def test_a_run_without_networks_has_no_cost_and_a_damaged_one_says_so(tmp_path: Path) -> None:
     add_run(tmp_path, "imported", "MSD", cases=cell("MSD", 0.5))
     (run,) = iter_runs(tmp_path)

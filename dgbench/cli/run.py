@@ -97,8 +97,8 @@ def warnings_of(plan: "RunPlan") -> list[str]:
     machine, preset = plan.own.spec.environment, plan.request.preset
     if machine.device == "cpu" and machine.precision == "bf16" and has_bf16() is False:
         lines.append(
-            f"preset {preset} computes in bf16, for which this processor has no instructions: products are computed in fp32 and rounded, "
-            "somewhat slower than fp32 — --set preset.precision.cpu=fp32 is ranked as well"
+            f"preset {preset} computes in bf16, for which this processor has no instructions: products are computed in fp32 and "
+            "rounded — --set preset.precision.cpu=fp32 is ranked as well"
         )
     return lines
 

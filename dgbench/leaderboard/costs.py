@@ -71,6 +71,7 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
         ]
         whole, deployed = counted["table-vi"], counted["macs"]
         ran = run.spec.environment
+        rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
         return RunCost(
             params=int(whole["params"]),
             gflops=float(whole["gflops"]),
@@ -81,7 +82,7 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
             step_seconds=math.fsum(steps),
             machine=(
                 str(environment["processor"]) if ran.device == "cpu" else ran.device,
-                ran.precision,
+                f"{ran.precision} without instructions" if rounded else ran.precision,
                 f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
                 f"torch {ran.torch}",
                 *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
