@@ -45,6 +45,22 @@ def two_seeds(tmp_path: Path) -> Path:
     return write_two_seeds(tmp_path)
 
 
+def test_rows_with_more_seeds_stand_beside_others_with_the_first_alone(two_seeds: Path) -> None:
+    """Of all seeds the row without the second is incomplete; of the first seeds alone both are whole, and the table says so."""
+    for center, cases in zip(CENTERS, (3, 1, 2), strict=True):
+        add_run(two_seeds, "saml", center, cases=cell(center, *[0.9] * cases))
+    assert not row_of(only_table(two_seeds), "saml").complete
+    first = compiled(two_seeds, seeds=1)
+    (table,) = first.tables
+    assert (table.seeds, table.missing) == ((0,), ())
+    assert {row.label: row.seeds for row in table.rows if row.complete}.items() >= {"erm": (0,), "saml": (0,)}.items()
+    assert row_of(table, "erm").centers["MSD"].finished_seeds == (0,)
+    assert "seeds 0 (--seeds 1: runs with later seeds are left out)" in to_markdown(leaderboard_sheets(first))
+    assert "# --seeds 1: runs with later seeds are left out" in to_csv(first)
+    assert json.loads(to_json(first))["first_seeds"] == 1
+    assert "--seeds" not in to_markdown(leaderboard_sheets(compiled(two_seeds)))
+
+
 def test_means_over_cases_then_centers_and_spread_over_seeds(two_seeds: Path) -> None:
     table = only_table(two_seeds)
     erm = row_of(table, "erm")

@@ -63,6 +63,14 @@ def leaderboard(
         ),
     ] = "0.5",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="source-val (official) or last-step.")] = "source-val",
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds",
+            min=1,
+            help="Count the seeds 0 to N-1 alone; default: all, and every row owes the seeds that any row has.",
+        ),
+    ] = None,
     policy: Annotated[
         str, typer.Option("--policy", help="How undefined values count: default (official) or paper.")
     ] = "default",
@@ -110,7 +118,8 @@ def leaderboard(
             raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")
 
         def compile_setting(protocol: Protocol, setting: str) -> Compiled:
-            return compile_runs(runs, protocol=protocol, preset=preset, view=replace(view, setting=setting))
+            chosen = replace(view, setting=setting)
+            return compile_runs(runs, protocol=protocol, preset=preset, view=chosen, seeds=seeds)
 
         beside: list[Sheet] = []
         if held_out is not None:
@@ -120,7 +129,7 @@ def leaderboard(
         return
     if out is not None:
         check_folder(out)
-    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view)
+    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view, seeds=seeds)
     match form:
         case TableFormat.table | TableFormat.md:
             _print(tables.leaderboard_sheets(compiled, reported), form)

@@ -69,6 +69,7 @@ def compile_runs(
     protocol: Protocol,
     preset: str | None = None,
     view: View = OFFICIAL,
+    seeds: int | None = None,
     include: Callable[[RunSpec], bool] | None = None,
 ) -> Compiled:
     """Compile the runs of ``protocol`` under ``root`` (a runs folder) into tables.
@@ -78,6 +79,7 @@ def compile_runs(
         protocol: the protocol; its metric constants resolve undefined distances under the default policy.
         preset: only this preset; all by default.
         view: setting, threshold, checkpoint and policy; only the official view is ranked.
+        seeds: only the seeds 0 to ``seeds`` − 1, so that rows with more seeds stand beside rows that have these alone; all by default.
         include: keeps a run by its spec; a run left out is neither a row nor a missing cell.
 
     Every row is expected at every center of its split and at every seed that any unmodified row of its table has.
@@ -88,7 +90,8 @@ def compile_runs(
     policy = resolve_policy(view.policy, protocol)
 
     def wanted(spec: RunSpec) -> bool:
-        return preset in (None, spec.protocol.preset) and (include is None or include(spec))
+        early = seeds is None or spec.seed < seeds
+        return early and preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
     records, problems = read_records(root, protocol, view, wanted)
     groups: dict[tuple[str, int, str, str], list[Record]] = {}
@@ -101,6 +104,7 @@ def compile_runs(
         kind=protocol.kind,
         folds=protocol.folds,
         view=view,
+        first_seeds=seeds,
         policy=policy,
         tables=tuple(
             _table(members, protocol, policy, view) for key in order for members in comparable_groups(groups[key])

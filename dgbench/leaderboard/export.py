@@ -27,6 +27,7 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
             **{metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in (*METRICS, *AMONG_DETECTED)},
             **{metric: "fraction" if metric == "sensitivity" else "lesions per case" for metric in DETECTION},
         },
+        "first_seeds": compiled.first_seeds,
         "unreadable": compiled.problems,
         "tables": [{**asdict(table), "rows": [_row_json(row) for row in table.rows]} for table in compiled.tables],
     }
@@ -70,6 +71,8 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     text.write(f"# {BANNERS[compiled.kind]}\n# protocol {compiled.protocol}, setting {view.setting}, ")
     text.write(f"threshold {view.threshold_text}, checkpoint {view.checkpoint}\n")
     text.write(f"# {describe_policy(compiled.policy)}\n")
+    if compiled.first_seeds is not None:
+        text.write(f"# --seeds {compiled.first_seeds}: runs with later seeds are left out\n")
     text.writelines(f"# unreadable, not counted: {printable(problem)}\n" for problem in compiled.problems)
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

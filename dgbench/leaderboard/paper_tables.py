@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table
+from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table, seeds_text
 from dgbench.leaderboard.sheets import BANNERS, IN_DOMAIN, NOTES, REPORTED, UNITS, Sheet, describe_policy, number
 from dgbench.leaderboard.tables import center_cell, missing_sheet
 from dgbench.protocol import Protocol, load_protocol, protocol_names
@@ -149,7 +149,7 @@ def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) 
             f"Counterpart of Table {wanted.name} ({wanted.title}): protocol {compiled.protocol} version {one.protocol_version} "
             f"({one.content[:8]}), preset {one.preset}, threshold {view.threshold_text}, checkpoint {view.checkpoint}",
             describe_policy(compiled.policy),
-            f"dgbench {', '.join(one.dgbench)}; data {one.data}; `Mask` settings have an oracle ROI",
+            f"dgbench {', '.join(one.dgbench)}; seeds {seeds_text(compiled, one)}; data {one.data}; `Mask` settings have an oracle ROI",
             *((IN_DOMAIN,) if compiled.folds else ()),
             UNITS,
         ),

@@ -123,16 +123,25 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``problems``:
-    folders that cannot be read."""
+    """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``first_seeds``
+    where runs with later seeds were left out; ``problems``: folders that cannot be read."""
 
     protocol: str
     kind: Literal["phantom", "patient"]
     folds: int | None
     view: View
+    first_seeds: int | None
     policy: policies.Policy
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
+
+
+def seeds_text(compiled: Compiled, table: Table) -> str:
+    """The seeds that every row owes, and whether others were left out."""
+    only = (
+        "" if compiled.first_seeds is None else f" (--seeds {compiled.first_seeds}: runs with later seeds are left out)"
+    )
+    return ", ".join(map(str, table.seeds)) + only
 
 
 def seed_means(row: Row) -> dict[int, float]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published, Reported
-from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table, seeds_text
 from dgbench.leaderboard.sheets import (
     BANNERS,
     BLANK,
@@ -292,7 +292,7 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
         f"setting {view.setting}, "
         f"threshold {view.threshold_text}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
-        f"dgbench {', '.join(table.dgbench)}; seeds {', '.join(map(str, table.seeds))}; cases {cases}; {troubles(table)}; "
+        f"dgbench {', '.join(table.dgbench)}; seeds {seeds_text(compiled, table)}; cases {cases}; {troubles(table)}; "
         f"data {table.data}",
         standing(compiled, table),
         UNITS,

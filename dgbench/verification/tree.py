@@ -1,5 +1,6 @@
 """A folder of records: each one checked, what they say of the same cases compared, the tables rebuilt."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from dgbench.verification.rows import OF_REFERENCE, check_rows
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_FIRST_SEEDS = re.compile(r"--seeds (\d+): ")
 
 References = dict[tuple[str, str], tuple[str, "pd.DataFrame"]]
 """By evaluated files and stage: the record that came first, and the references of its cases."""
@@ -118,17 +121,24 @@ def _summary(runs: list[RunFolder]) -> str:
 
 
 def _check_table(root: Path, protocol: Protocol, preset: str) -> list[str]:
-    """Holes of one protocol and preset, and its committed table against what the records give."""
-    compiled = compile_runs(root, protocol=protocol, preset=preset)
+    """Holes of one protocol and preset, and its committed table against what the records give, of all seeds or as many as it says."""
+    page = root / f"{protocol.name}-{preset}.md"
+    committed = page.read_text(encoding="utf-8") if page.is_file() else None
+    said = _FIRST_SEEDS.search(committed or "")
+    seeds = int(said[1]) if said else None
+    compiled = compile_runs(root, protocol=protocol, preset=preset, seeds=seeds)
     lines = [
         f"hole: {hole.label}, held-out {hole.heldout}, seed {hole.seed}: {hole.reason} — {hole.command}"
         for table in compiled.tables
         for hole in table.missing
     ]
-    page = root / f"{protocol.name}-{preset}.md"
-    command = f"dgbench leaderboard --runs {root} --protocol {protocol.name} --preset {preset} --format md > {page}"
-    if not page.is_file():
+    only = "" if seeds is None else f" --seeds {seeds}"
+    command = (
+        f"dgbench leaderboard --runs {root} --protocol {protocol.name} --preset {preset}{only} --format md > {page}"
+    )
+    if committed is None:
         return [*lines, f"table {page.name} is not there — {command}"]
-    if page.read_text(encoding="utf-8").strip() != to_markdown(leaderboard_sheets(compiled)).strip():
+    if committed.strip() != to_markdown(leaderboard_sheets(compiled)).strip():
         raise DgbenchError(f"{page}: is not the table of these records — {command}")
-    return [*lines, f"table {page.name} is that of the records"]
+    of = "of the records" if seeds is None else f"of the records with the first {seeds} seeds"
+    return [*lines, f"table {page.name} is that {of}"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dgbench.leaderboard.results import Compiled, Table
+from dgbench.leaderboard.results import Compiled, Table, seeds_text
 from dgbench.leaderboard.sheets import UNITS, describe_policy
 from dgbench.leaderboard.statistics import Evidence
 from dgbench.leaderboard.tables import EVIDENCE, standing, troubles
@@ -48,7 +48,7 @@ def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
         "Threshold rule": threshold,
         "Policy": describe_policy(compiled.policy).removeprefix("policy "),
         "Held-out cases": f"{', '.join(cases)}; {troubles(table)}",
-        "Seeds": ", ".join(map(str, table.seeds)),
+        "Seeds": seeds_text(compiled, table),
         "Missing cells": str(len(table.missing)) + (" — listed below with reason and command" if table.missing else ""),
         "Data": table.data,
         "dgbench": ", ".join(table.dgbench),
