@@ -1,0 +1,84 @@
+"""Second records of the same run, and the tier that they support."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli_calls import mistake
+from record_changes import change, change_rows, copy_records, raise_dsc, record_of, rehash
+
+from dgbench.cli import call
+from dgbench.store.folder import RunSpec
+from dgbench.store.manifest import REPRODUCTIONS, Manifest, Tier
+from dgbench.store.tiers import agreement, supported_tier
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    return copy_records(tmp_path)
+
+
+class TestTiers:
+    def elsewhere(self, records: Path, folder: Path, processor: str = "another processor") -> Path:
+        """The same run made on another machine, which came to the same rows."""
+        shutil.copytree(records / "phantom", folder / "phantom")
+        run = record_of(folder)
+        change(run / "env.json", lambda env: env | {"processor": processor})
+        return run
+
+    def test_a_second_record_from_elsewhere_raises_the_tier(
+        self, records: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = self.elsewhere(records, tmp_path_factory.mktemp("elsewhere"))
+        before = Manifest.read(record_of(records))
+        assert call(["submit", str(other), f"--to={records}"]) == 0
+        assert "  verified\n" in capsys.readouterr().out
+        after = Manifest.read(record_of(records))
+        assert (before.tier, after.tier) == ("experimental", "verified")
+        assert before.files == after.files
+        (second,) = (record_of(records) / REPRODUCTIONS).iterdir()
+        assert Manifest.read(second).tier == "experimental"
+        assert call(["verify", str(records)]) == 0
+        assert "2 experimental, 1 verified" in capsys.readouterr().out
+        assert call(["submit", str(record_of(records)), f"--to={records}"]) == 0  # again: kept
+        assert second.is_dir()
+        change(second / "env.json", lambda env: env | {"processor": "AMD EPYC"})
+        rehash(second)
+        capsys.readouterr()
+        assert "made in an environment that the record has already" in mistake(capsys, ["verify", str(records)])
+
+    def test_a_tier_that_nothing_supports_is_refused(self, records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        rehash(record_of(records), "reproduced")
+        text = mistake(capsys, ["verify", str(records)])
+        assert "tier reproduced, its 0 reproductions support experimental" in text
+
+    def test_a_reproduction_is_checked_as_its_record_is(
+        self, records: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = self.elsewhere(records, tmp_path_factory.mktemp("elsewhere"))
+        change_rows(other, raise_dsc)
+        assert call(["submit", str(other), f"--to={records}"]) == 0
+        capsys.readouterr()
+        text = mistake(capsys, ["verify", str(records)])
+        assert REPRODUCTIONS in text
+        assert "is no ratio of whole voxels" in text
+
+    @pytest.mark.parametrize(
+        ("other", "tier"),
+        [
+            ([0.50, 0.60], "verified"),
+            ([0.505, 0.595], "verified"),
+            ([0.55, 0.55], "reproduced"),
+            ([0.52, 0.60], "reproduced"),
+            ([0.60, 0.60], "experimental"),
+        ],
+    )
+    def test_agreement(self, other: list[float], tier: Tier) -> None:
+        index = pd.MultiIndex.from_tuples([("F-Seg", "MSD/a"), ("F-Seg", "MSD/b")], names=["setting", "case"])
+        assert agreement(pd.Series([0.5, 0.6], index), pd.Series(other, index)) == tier
+        assert agreement(pd.Series([0.5, 0.6], index), pd.Series([0.5], index[:1])) == "experimental"
+
+    def test_without_an_environment_nothing_is_supported(self, records: Path) -> None:
+        assert supported_tier(record_of(records)) == "experimental"
+        assert RunSpec.read(record_of(records)).method.imported is False
