@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dgbench.leaderboard.checked_rows import as_frame
 from dgbench.leaderboard.ranking import simultaneous, tiers
 from dgbench.leaderboard.records import OFFICIAL, read_records
 from dgbench.leaderboard.resampling import (
@@ -37,6 +38,7 @@ from dgbench.leaderboard.resampling import (
     resampling_weights,
 )
 from dgbench.leaderboard.scores import FloatArray, ScoreTable
+from dgbench.protocol import load_protocol
 from dgbench.seeds import numpy_generator
 
 ROOT = Path(__file__).parent.parent
@@ -136,8 +138,12 @@ def recorded() -> tuple[FloatArray, ...]:
     One seed each, so that a patient's lasting difference and the residual cannot be told apart; all of it is taken as lasting,
     which does not shrink with seeds.
     """
-    records, _ = read_records(ROOT / "leaderboards", "phantom", OFFICIAL, lambda spec: spec.seed == 0)
-    dsc = {(r.spec.heldout, r.spec.method.name): r.rows.set_index("case")["dsc"] for r in records if r.rows is not None}
+    records, _ = read_records(ROOT / "leaderboards", load_protocol("phantom"), OFFICIAL, lambda spec: spec.seed == 0)
+    dsc = {
+        (r.spec.heldout, r.spec.method.name): as_frame(r.rows).set_index("case")["dsc"]
+        for r in records
+        if r.rows is not None
+    }
     found = []
     for center in sorted({center for center, _ in dsc}):
         others = [

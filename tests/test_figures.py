@@ -1,131 +1,30 @@
-"""Figures: the data behind each of them, what they say in words, the files, and what cannot be drawn."""
+"""The data behind each figure, and what it says in words."""
 
 import itertools
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from figure_runs import add_whole, board_of, text_of, write_features, write_table
 from leaderboard_runs import CENTERS, EMPTY_PREDICTION, EMPTY_REFERENCE, PROTOCOL, add_run, case_row, cell
-from matplotlib.image import imread
-from numpy.typing import NDArray
 
-from dgbench.atomic import append_jsonl, write_json
-from dgbench.cli import call
+from dgbench.atomic import append_jsonl
 from dgbench.data.phantom import LESION_FREE, PhantomRecipe, case_name, lesion_type
 from dgbench.data.phantom.generate import plan_case
 from dgbench.errors import DgbenchError
-from dgbench.leaderboard.figures import FIGURES, centroids, check_names, cost, curves, embedding, failures, overlays
-from dgbench.leaderboard.figures.board import Board, NothingToDraw, Options, load_board
+from dgbench.leaderboard.figures import FIGURES, centroids, cost, curves, embedding, failures, overlays
+from dgbench.leaderboard.figures.board import NothingToDraw, Options
 from dgbench.leaderboard.figures.panels import shown_cells
 from dgbench.leaderboard.figures.style import EDGE, PALETTE, TONES, looks, pages, wrap
-from dgbench.store.slices import CaseSlice, slice_file
-
-WHOLE = ("validation", "features", "slices", "cost")
-"""What a whole run keeps beside its rows."""
+from dgbench.store.slices import slice_file
 
 
 @pytest.fixture(autouse=True)
 def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-def add_whole(
-    root: Path, method: str, heldout: str, dsc: Sequence[float], *, keep: Sequence[str] = WHOLE, **changes: Any
-) -> Path:
-    """A finished run with everything that figures are drawn from, or the named parts of it."""
-    cases = changes.pop("cases", None) or cell(heldout, *dsc)
-    folder = add_run(root, method, heldout, cases=cases, **changes)
-    names = [str(case["case"]) for case in cases]
-    if "validation" in keep:
-        rows = [
-            {"step": step, "case": f"{center}/a", "center": center, "dsc": step / 40}
-            for step in (10, 20)
-            for center in CENTERS
-            if center != heldout
-        ]
-        append_jsonl(folder / "tumor-fine" / "validation.jsonl", *rows)
-    if "features" in keep:
-        write_features(folder, heldout, names)
-    if "slices" in keep:
-        for case in names:
-            write_slice(folder, case)
-    if "cost" in keep:
-        write_json(
-            folder / "cost.json", {kind: {"params": 2_000_000, "gflops": 0.5} for kind in ("table-vi", "macs", "flops")}
-        )
-        write_json(folder / "env.json", {"processor": "Abacus"})
-        append_jsonl(folder / "tumor-fine" / "times.jsonl", {"step": 20, "steps": 20, "seconds": 2.0})
-        times = [{"case": names[0], "setting": "F-Seg", "checkpoint": "source-val", "seconds": 1.0}]
-        pd.DataFrame(times).to_parquet(folder / "evaluation" / "times.parquet")
-    return folder
-
-
-def write_features(folder: Path, heldout: str, names: Sequence[str], **changes: Any) -> None:
-    """Features of the held-out cases and of three source-validation cases, tumor apart from normal in one channel."""
-    source = [f"{center}/s{index}" for center in CENTERS if center != heldout for index in range(3)]
-    rng = np.random.default_rng(7)
-    rows = [
-        {
-            "case": case,
-            "center": case.partition("/")[0],
-            "role": "held-out" if case in names else "source-val",
-            "stage": "tumor-fine",
-            "checkpoint": "source-val",
-            "tissue": tissue,
-            "n_voxels": 10,
-            "features": np.array([shift, 0, 0, 1.0]) + rng.normal(0, 0.3, 4) * [1, 1, 1, 0],
-            **changes,
-        }
-        for case in [*names, *source]
-        for tissue, shift in (("tumor", 4.0), ("normal", 0.0))
-    ]
-    pd.DataFrame(rows).to_parquet(folder / "evaluation" / "features.parquet")
-
-
-def write_slice(folder: Path, case: str) -> None:
-    def box(first: int, last: int) -> NDArray[np.bool_]:
-        mask = np.zeros((60, 60), dtype=bool)
-        mask[first:last, first:last] = True
-        return mask
-
-    CaseSlice(
-        case=case,
-        image=np.linspace(-100, 240, 3600).reshape(60, 60),
-        reference_pancreas=box(20, 45),
-        reference_tumor=box(25, 35),
-        pancreas=box(20, 45),
-        tumor_coarse=box(24, 34),
-        tumor_fine=box(27, 37),
-        spacing=(2.0, 2.0),
-        slice_index=3,
-        n_slices=9,
-        dsc={"fine": 0.5},
-    ).save(slice_file(folder, case))
-
-
-def board_of(root: Path, **options: Any) -> Board:
-    return load_board(root, PROTOCOL, options.pop("preset", None), **options)
-
-
-def write_table(root: Path, seeds: int = 1, **changes: Any) -> Path:
-    """erm and randconv at all centers; randconv is better, and both fail on the first case."""
-    for center in CENTERS:
-        for seed in range(seeds):
-            add_whole(root, "erm", center, (0.1, 0.8), seed=seed, **changes)
-            add_whole(root, "randconv", center, (0.15, 0.95), seed=seed, **changes)
-    return root
-
-
-def dgbench(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[str], list[str]]:
-    """Exit code, lines on stdout, lines on stderr."""
-    code = call(["figures", *map(str, arguments)])
-    output = capsys.readouterr()
-    return code, output.out.splitlines(), output.err.splitlines()
 
 
 # The front
@@ -391,12 +290,6 @@ def test_lesion_types_are_those_of_the_phantom() -> None:
 # The board and its words
 
 
-def text_of(sheet: Any) -> str:
-    """All words on a sheet, those of the panels included."""
-    texts = [*sheet.figure.texts, *(text for axis in sheet.figure.axes for text in axis.texts)]
-    return "\n".join(text.get_text() for text in texts)
-
-
 def test_every_figure_says_first_what_its_data_is_and_how_it_stands(tmp_path: Path) -> None:
     write_table(tmp_path, seeds=3, protocol={"converged": False})
     board = board_of(tmp_path)
@@ -460,160 +353,3 @@ def test_lines_are_broken_where_they_leave_the_sheet() -> None:
     widths = [TextToPath().get_text_width_height_descent(part, font, ismath=False)[0] for part in parts]
     assert max(widths) <= 72 * (5.0 - 2 * EDGE)
     assert len(parts) < 30
-
-
-# The command
-
-
-def test_all_figures_are_written_and_show_something(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_table(tmp_path / "runs", seeds=3)
-    code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
-    assert code == 0
-    assert err == []
-    expected = [f"{name}.png" for name in FIGURES]
-    expected.insert(expected.index("failures.png") + 1, "failures-2.png")
-    assert out == [str(tmp_path / "out" / name) for name in expected]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(expected)
-    for path in out:
-        image = imread(path)[..., :3]
-        height, width, _ = image.shape
-        middle = image[height // 4 : 3 * height // 4, width // 8 : 7 * width // 8]
-        assert (middle < 0.9).any(axis=-1).mean() > 0.01, f"{path} is blank"
-
-
-@pytest.mark.slow
-def test_equal_runs_give_equal_bytes_in_any_process_and_without_torch(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_table(tmp_path / "runs")
-    options = ["--runs", str(tmp_path / "runs"), "--out"]
-    code, out, _ = dgbench(capsys, *options, tmp_path / "here")
-    assert code == 0
-    script = (
-        "import sys\nfrom dgbench.cli import call\n"
-        f"code = call(['figures', *{options!r}, {str(tmp_path / 'there')!r}])\n"
-        "sys.exit(code or str({'torch', 'monai', 'mlflow'} & set(sys.modules)))"
-    )
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert answer.stderr.strip().splitlines()[-1:] == ["set()"]
-    for path in map(Path, out):
-        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes()
-
-
-@pytest.mark.parametrize("form", ["png", "pdf", "svg"])
-def test_the_same_bytes_in_every_format(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Text of users is no formula, and nothing is dated."""
-    starts = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
-    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6), config={"a_$": "$x_1$ <&>"})
-    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6), config={"a_$": "^"})
-    written = []
-    for folder in ("one", "two"):
-        options = ("--runs", tmp_path / "runs", "--only", "curves", "--format", form, "--out", tmp_path / folder)
-        assert dgbench(capsys, *options)[0] == 0
-        written.append((tmp_path / folder / f"curves.{form}").read_bytes())
-    assert written[0] == written[1]
-    assert written[0].startswith(starts[form])
-
-
-def test_records_give_what_they_can_and_the_rest_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_table(tmp_path / "runs", keep=("validation", "cost"))
-    code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
-    assert code == 0
-    assert [Path(line).name for line in out] == ["centroids.png", "failures.png", "cost.png", "curves.png"]
-    starts = [line.partition(", all 6 runs lack ")[0] for line in err]
-    assert starts == [
-        "failures: not drawn",
-        "overlays: nothing to draw: not drawn",
-        "embedding: nothing to draw: not drawn",
-        "ranks: nothing to draw: whether ranks are stable cannot be told from 1 seed (0): 3 are the least",
-    ]
-    add_whole(tmp_path / "runs", "saml", "MSD", (0.1, 0.2), keep=("slices",))
-    shown = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", "overlays")
-    (line,) = shown[2]
-    assert "overlays: not drawn, 6 of 7 runs lack slices (row, center, seeds): " in line
-    assert "erm MSD 0, RENJI 0, RMYY 0" in line
-    drawing = failures.draw(board_of(tmp_path / "runs"), Options())
-    assert "lack slices for the gallery" in text_of(drawing.sheets[0])
-
-
-def test_lesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dgbench.cli.figures import _lesion_types
-    from dgbench.data.phantom import fingerprint
-
-    size = PROTOCOL.presets["bench"].phantom
-    assert size is not None
-    recipe = PhantomRecipe(size=size.size, cases=size.cases, seed=size.seed, strengths=size.shift)
-    add_whole(tmp_path / "other", "erm", "MSD", (0.5,))
-    add_whole(tmp_path / "own", "erm", "MSD", (0.5,), centers={"phantom": fingerprint(recipe)})
-    names = [f"MSD/{case_name('MSD', index)}" for index in range(10)]
-    other, own = (_lesion_types(PROTOCOL, board_of(tmp_path / name)) for name in ("other", "own"))
-    assert {other(name) for name in names} == {"unknown"}
-    assert [own(name) for name in names] == [lesion_type(recipe, name) for name in names]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--only", "overlay"], "--only: unknown figure 'overlay' — did you mean 'overlays'?"),
-        (["--only", ","], "--only: no figure named — known: centroids, cost,"),
-        (["--limit", "0"], "--limit 0: a DSC in points lies above 0 and at most at 100"),
-        (["--limit", "nan"], "--limit nan: a DSC in points"),
-        (["--by", "emr"], "--by 'emr': no finished run of this row — did you mean 'erm'?"),
-        (["--preset", "bentch"], "unknown preset 'bentch' for protocol 'phantom' — did you mean 'bench'?"),
-        (
-            ["--preset", "demo"],
-            "no finished run of protocol phantom, preset demo in setting F-Seg — start with: dgbench run",
-        ),
-        (["--protocol", "hippocampus"], "no finished run of protocol hippocampus"),
-        (
-            ["--only", "embedding"],
-            "no figure was drawn — embedding: nothing to draw: not drawn, all 6 runs lack features",
-        ),
-        (["--only", "overlays"], "records keep no slices"),
-        (["--only", "cost,curves"], "curves: nothing to draw: no run keeps a validation log (6 runs)"),
-        (["--format", "gif"], "--format"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_are_one_line(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_table(tmp_path / "runs", keep=())
-    code, out, err = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", *arguments)
-    assert code == 2
-    assert out == []
-    (line,) = err
-    assert line.startswith("error: ")
-    assert message in line
-    assert not (tmp_path / "out").exists()
-
-
-def test_places_and_presets_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("")
-    _, _, (line,) = dgbench(capsys, "--runs", tmp_path / "file")
-    assert line.endswith("is a file — name the folder of the runs")
-    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6))
-    add_whole(tmp_path / "runs", "erm", "MSD", (0.5,), protocol={"preset": "demo", "ranked": False})
-    code, _, (line,) = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out")
-    assert code == 2
-    assert line.endswith("runs of the presets bench, demo — name one with --preset")
-    only = ("--only", "curves", "--preset", "demo", "--runs", tmp_path / "runs")
-    _, _, (line,) = dgbench(capsys, *only, "--out", tmp_path / "file")
-    assert "cannot be written" in line
-    code, _, err = dgbench(capsys, *only, "--out", tmp_path / "out")
-    assert (code, err) == (0, [])
-
-
-def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6))
-    slice_file(folder, "MSD/MSD_0001").write_bytes(b"PK no slice")
-    (folder / "tumor-fine" / "validation.jsonl").write_text('{"step": 3}\n')
-    for name, message in (("overlays", "not a readable slice"), ("curves", "no center, dsc in its rows")):
-        code, _, (line,) = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", name)
-        assert code == 2
-        assert message in line
-
-
-def test_names_are_kept_in_order() -> None:
-    assert check_names("curves, overlays") == ("overlays", "curves")
-    assert check_names(None) == tuple(FIGURES)

@@ -170,8 +170,8 @@ DAMAGED_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no case": ({"case": None}, "1 rows without case"),
     "DSC above 1": ({"dsc": 2.0}, "dsc 2 is not from 0 to 1"),
     "NSD below 0": ({"nsd": -0.1}, "nsd -0.1 is not from 0 to 1"),
-    "a negative distance": ({"hd95": -5.0}, "hd95 -5 is not finite and not negative"),
-    "an infinite distance": ({"hd95": float("inf")}, "hd95 inf is not finite and not negative"),
+    "a negative distance": ({"hd95": -5.0}, "hd95 -5 is not from 0 to 1e+12"),
+    "an infinite distance": ({"hd95": float("inf")}, "hd95 inf is not from 0 to 1e+12"),
 }
 
 

@@ -119,6 +119,51 @@ def test_what_autocast_leaves_alone_is_left_alone() -> None:
     assert torch.equal(F.conv3d(x, weight), plain)
 
 
+KEPT: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "transposed": (torch.einsum, ("ij->ji", draw(3, 5))),
+    "a sum": (torch.einsum, ("ij->i", draw(3, 5))),
+    "an outer product": (torch.einsum, ("i,j->ij", draw(3), draw(5))),
+    "an elementwise product": (torch.einsum, ("bi,bi->bi", draw(3, 5), draw(3, 5))),
+    "implied output, nothing summed": (torch.einsum, ("ij,kl", draw(2, 3), draw(4, 5))),
+    "bilinear": (F.bilinear, (draw(2, 3), draw(2, 4), draw(5, 3, 4))),
+    "matrix and vector": (torch.mv, (draw(3, 5), draw(5))),
+}
+
+
+@pytest.mark.usefixtures("without_instructions")
+@pytest.mark.parametrize("name", KEPT)
+def test_what_autocast_does_not_lower_stays_in_float32(name: str) -> None:
+    call, arguments = KEPT[name]
+    with torch.autocast("cpu", torch.bfloat16):
+        library = call(*arguments)
+    with mixed_precision(CPU, "bf16"):
+        out = call(*arguments)
+    assert out.dtype == library.dtype == torch.float32
+    assert torch.equal(out, library)
+
+
+@pytest.mark.usefixtures("without_instructions")
+def test_a_given_tensor_is_written_into() -> None:
+    a, b, out = draw(3, 5), draw(5, 4), torch.zeros(3, 4)
+    with mixed_precision(CPU, "bf16"):
+        assert torch.mm(a, b, out=out) is out
+    assert torch.equal(out, a @ b)
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_it_can_be_entered_again_and_inside_itself(lacking: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "rounds_products", lambda: lacking)
+    context = mixed_precision(CPU, "bf16")
+    a = draw(3, 3)
+    for _ in range(2):
+        with context:
+            with mixed_precision(CPU, "bf16"):
+                assert (a @ a).dtype == torch.bfloat16
+            assert (a @ a).dtype == torch.bfloat16
+        assert (a @ a).dtype == torch.float32
+    assert context(lambda: (a @ a).dtype)() == torch.bfloat16  # type: ignore[operator]
+
+
 def test_instructions_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     entered: list[bool] = []
     monkeypatch.setattr(RoundedProducts, "__enter__", lambda self: entered.append(True))

@@ -3,17 +3,18 @@
 They stay Arrow tables until all runs are put together: for thousands of runs, frames would take longer to make than to fill.
 """
 
-import sys
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.policies import RAW_COLUMNS
-from dgbench.store.cases import read_case_table
+from dgbench.store.cases import kind_of, read_case_table
+from dgbench.store.foreign import to_frame
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
     from numpy.typing import NDArray
 
@@ -24,6 +25,10 @@ NUMBERS = tuple(column for column in COLUMNS if column not in (*TEXTS, *FLAGS))
 FRACTIONS = ("threshold", "dsc", "nsd")
 """What is read of the rows, and what it is. Of the numbers those named ``n_…`` are counts, the other ones that are no fractions lengths
 and volumes."""
+LARGEST = 1e12
+"""No count, length in mm or volume in mm³ of a scan comes near; means and variances of larger numbers would overflow."""
+MAX_TEXT = 1000
+"""Bytes of a name."""
 
 
 def read_checked(evaluation: Path) -> "pa.Table":
@@ -41,9 +46,9 @@ def read_checked(evaluation: Path) -> "pa.Table":
     return cases
 
 
-def as_text(cases: "pa.Table") -> "pa.Table":
-    """Rows of :func:`read_checked` with text as it is: these are of the same types for every run."""
-    return _as_typed(cases, _schema(coded=False))
+def as_frame(cases: "pa.Table") -> "pd.DataFrame":
+    """Rows of :func:`read_checked`, of one run or of several together, for pandas, with text as it is."""
+    return to_frame(_as_typed(cases, _schema(coded=False)))
 
 
 def rows_where(cases: "pa.Table", column: str, value: str) -> "NDArray[np.bool_]":
@@ -85,44 +90,34 @@ def _foreign_column(stored: "pa.Schema") -> str | None:
         if stored.names.count(column) > 1:
             return f"it holds {column} more than once"
         wanted = "text" if column in TEXTS else "true or false" if column in FLAGS else "numbers"
-        kind = _kind(stored.field(column).type)
+        kind = kind_of(stored.field(column).type)
         if kind not in (wanted, "null"):
             return f"{column} holds {kind}, expected {wanted}"
     return None
 
 
-def _kind(held: "pa.DataType") -> str:
-    """What a column of this type holds."""
-    from pyarrow import types
-
-    if types.is_dictionary(held):
-        held = held.value_type
-    if types.is_string(held) or types.is_large_string(held):
-        return "text"
-    if types.is_integer(held) or types.is_floating(held):
-        return "numbers"
-    return "true or false" if types.is_boolean(held) else str(held)
-
-
 def _misfit(cases: "pa.Table") -> str | None:
     """A value that is no measurement, or the lack of one that says which case this is. Undefined measurements are a policy's business."""
     import numpy as np
+    from pyarrow import compute
 
-    for column in (*TEXTS, "threshold"):
+    for column in TEXTS:
         if holes := cases[column].null_count:
             return f"{holes} rows without {column}"
+        for chunk in cases[column].chunks:
+            if (compute.max(compute.binary_length(chunk.dictionary)).as_py() or 0) > MAX_TEXT:
+                return f"{column} holds a text of more than {MAX_TEXT} bytes"
     for batch in cases.select(NUMBERS).combine_chunks().to_batches():
         values = np.asarray(batch.to_tensor(null_to_nan=True, row_major=False))
+        if holes := int(np.isnan(values[:, NUMBERS.index("threshold")]).sum()):
+            return f"{holes} rows without threshold"
         counts = np.array([column.startswith("n_") for column in NUMBERS])
-        highest = np.array([1 if column in FRACTIONS else sys.float_info.max for column in NUMBERS])
+        highest = np.array([1 if column in FRACTIONS else LARGEST for column in NUMBERS])
         with np.errstate(invalid="ignore"):  # infinity has no remainder
             misfits = (values < 0) | (values > highest)
             misfits[:, counts] |= values[:, counts] % 1 > 0
         if misfits.any():
             place = int(misfits.any(axis=0).argmax())
-            column = NUMBERS[place]
-            fitting = (
-                "from 0 to 1" if column in FRACTIONS else "a count" if counts[place] else "finite and not negative"
-            )
-            return f"{column} {values[misfits[:, place], place][0]:g} is not {fitting}"
+            what = "a count" if counts[place] else f"from 0 to {highest[place]:g}"
+            return f"{NUMBERS[place]} {values[misfits[:, place], place][0]:g} is not {what}"
     return None

@@ -72,7 +72,7 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
         whole, deployed = counted["table-vi"], counted["macs"]
         ran = run.spec.environment
         rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
-        return RunCost(
+        cost = RunCost(
             params=int(whole["params"]),
             gflops=float(whole["gflops"]),
             deployed_params=int(deployed["params"]),
@@ -88,7 +88,10 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
                 *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
             ),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, ZeroDivisionError) as error:
+        if not all(math.isfinite(value) for value in vars(cost).values() if isinstance(value, int | float)):
+            raise ValueError("a number that is not finite")
+        return cost
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, ArithmeticError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
 
 

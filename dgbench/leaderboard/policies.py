@@ -144,7 +144,7 @@ def summarise(rows: "pd.DataFrame", by: Sequence[str]) -> "pd.DataFrame":
     measured = {f"{metric}_detected": rows[metric].where(rows["detected"]) for metric in DISTANCES}
     groups = rows.assign(
         **measured, excluded=~rows["included"], nothing_predicted=rows["empty_prediction"] & rows["included"]
-    ).groupby(list(by), dropna=False)
+    ).groupby(list(by), dropna=False, observed=True)
     for column in ONE_OF_EACH:
         if column not in by:
             _refuse_mixture(groups[column].nunique(dropna=False))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
 from dgbench.frozen import one_line
-from dgbench.leaderboard.checked_rows import as_text, read_checked, rows_where
+from dgbench.leaderboard.checked_rows import as_frame, read_checked, rows_where
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
@@ -32,7 +32,6 @@ from dgbench.store.folder import (
     iter_runs,
     read_status,
 )
-from dgbench.store.foreign import to_frame
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
@@ -186,7 +185,7 @@ def _select(record: Record, cases: "pa.Table", view: View, protocol: Protocol) -
     if isinstance(threshold, str):
         where = {"setting": view.setting, "checkpoint": view.checkpoint}
         center = protocol.center_of(record.spec.heldout)
-        threshold = choose_threshold(threshold, to_frame(as_text(cases)), **where, heldout=center, protocol=protocol)
+        threshold = choose_threshold(threshold, as_frame(cases), **where, heldout=center, protocol=protocol)
     wanted = {"setting": view.setting, "checkpoint": view.checkpoint, "threshold": threshold}
     chosen, free = rows_where(cases, "role", "held-out"), rows_where(cases, "role", "lesion-free")
     matches = {
@@ -205,6 +204,9 @@ def _select(record: Record, cases: "pa.Table", view: View, protocol: Protocol) -
     if len(rows["case"].unique()) < len(rows):
         ((twice, _),) = Counter(rows["case"].to_pylist()).most_common(1)
         return record.without_rows(f"evaluation holds case {twice} more than once")
+    if len(stages := rows["stage"].unique()) > 1:
+        named = ", ".join(sorted(stages.to_pylist()))
+        return record.without_rows(f"evaluation holds rows of several stages in setting {view.setting} ({named})")
     lesion_free = cases.filter(pa.array(free)) if free.any() else None
     return replace(record, rows=rows, lesion_free=lesion_free, threshold=threshold)
 

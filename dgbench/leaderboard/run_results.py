@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.checked_rows import as_text
+from dgbench.leaderboard.checked_rows import as_frame
 from dgbench.leaderboard.records import Record
 from dgbench.leaderboard.results import AMONG_DETECTED, COUNTS, METRICS
 from dgbench.protocol import Protocol
-from dgbench.store.foreign import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,10 +58,13 @@ def _result(records: tuple[Record, ...], line: Mapping[Any, Any]) -> Result:
 
 def _detection(records: Sequence[Record], line: Mapping[Any, Any]) -> dict[str, float]:
     """:data:`DETECTION` of runs from their summary; ``NaN`` where there is nothing to find, or no lesion-free case was evaluated."""
-    counts = [
-        record.lesion_free["n_false_positive"].drop_null() for record in records if record.lesion_free is not None
+    free = [
+        count
+        for record in records
+        if record.lesion_free is not None
+        for count in record.lesion_free["n_false_positive"].to_numpy().tolist()
+        if not math.isnan(count)
     ]
-    free = [count for found in counts for count in found.to_pylist()]
     return {
         "sensitivity": line["n_lesions_found"] / line["n_lesions"] if line["n_lesions"] else math.nan,
         "false_positives": line["n_false_positive"] / line["n"],
@@ -118,5 +120,5 @@ def _together(rows: Mapping[str, "pa.Table"]) -> "pd.DataFrame":
     import pyarrow as pa
 
     codes = np.repeat(np.arange(len(rows)), [len(table) for table in rows.values()])
-    frame = to_frame(as_text(pa.concat_tables(rows.values())))
+    frame = as_frame(pa.concat_tables(rows.values()))
     return frame.assign(folder=pd.Categorical.from_codes(codes, pd.Index(list(rows))))

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
 
+MAX_KIND = 60
+"""Characters that are shown of a foreign type: a nested one can name thousands of fields."""
+
 _LEAVING = r"^/|(^|/)\.\.(/|$)|\\|\x00"
 
 
@@ -25,9 +28,13 @@ def read_cases(folder: Path) -> "pd.DataFrame":
             leads out of a folder.
     """
     table, path = read_case_table(folder), folder / "cases.parquet"
-    missing = [name for name in CASE_COLUMNS if name not in table.column_names]
+    missing = [name for name in CASE_COLUMNS if table.column_names.count(name) != 1]
     if missing:
-        raise DgbenchError(f"{path}: columns {', '.join(missing)} are missing — damaged or foreign, evaluate again")
+        raise DgbenchError(
+            f"{path}: columns {', '.join(missing)} are missing or there twice — damaged or foreign, evaluate again"
+        )
+    if (kind := kind_of(table["case"].type)) not in ("text", "null"):  # pandas would make text of some others
+        raise DgbenchError(f"{path}: case holds {kind}, expected text — foreign, remove it")
     try:
         return to_frame(table)
     except ValueError as error:
@@ -47,7 +54,7 @@ def read_case_table(folder: Path, columns: Sequence[str] | None = None, *, coded
         table = read_arrow(path, columns, coded)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    leaving = _leaving(table["case"]) if "case" in table.column_names else None
+    leaving = _leaving(table["case"]) if table.column_names.count("case") == 1 else None
     if leaving is not None:  # slices and pages are files named by the case
         raise DgbenchError(f"{path}: {leaving!r} names no case — foreign, remove it")
     return table
@@ -57,14 +64,28 @@ def _leaving(cases: "pa.ChunkedArray") -> str | None:
     """The first name that leads out of a folder; what holds no text names nothing."""
     from pyarrow import compute, types
 
+    if kind_of(cases.type) != "text":
+        return None
     for chunk in cases.chunks:
         names = chunk.dictionary if types.is_dictionary(chunk.type) else chunk
-        if types.is_string(names.type) or types.is_large_string(names.type):
-            found = names.filter(compute.match_substring_regex(names, _LEAVING))
-            if len(found):
-                name: str = found[0].as_py()
-                return name
+        found = names.filter(compute.match_substring_regex(names, _LEAVING))
+        if len(found):
+            name: str = found[0].as_py()
+            return name
     return None
+
+
+def kind_of(held: "pa.DataType") -> str:
+    """What a column of this type holds: ``text``, ``numbers``, ``true or false``, or what Arrow calls it (``null``: nothing)."""
+    from pyarrow import types
+
+    if types.is_dictionary(held):
+        held = held.value_type
+    if types.is_string(held) or types.is_large_string(held):
+        return "text"
+    if types.is_integer(held) or types.is_floating(held):
+        return "numbers"
+    return "true or false" if types.is_boolean(held) else str(held)[:MAX_KIND]
 
 
 def _unreadable(path: Path, error: Exception) -> DgbenchError:

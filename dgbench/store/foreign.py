@@ -30,24 +30,34 @@ def read_arrow(path: Path, columns: Sequence[str] | None = None, coded: Sequence
     import pyarrow as pa
     from pyarrow import parquet
 
+    if not path.is_file():  # a device never ends, a pipe never begins
+        raise ValueError("no regular file")
     _limit(path.stat().st_size)
-    # tables are small and many are read: one read is faster than one for each column, threads would cost more than they bring
-    data = pa.BufferReader(path.read_bytes())
-    with _told_as_value_error(), parquet.ParquetFile(data, read_dictionary=list(coded), pre_buffer=False) as file:
-        claimed = file.metadata
+    with _told_as_value_error():
+        # tables are small and many are read: one read is faster than one for each column, threads would cost more than they bring
+        data = pa.BufferReader(path.read_bytes())
+        claimed = parquet.read_metadata(data)
         if claimed.num_rows > MAX_ROWS:  # a few bytes can claim, and unpack to, more than fits the memory
             raise ValueError(f"{claimed.num_rows} rows, an evaluation has at most {MAX_ROWS}")
         _limit(sum(claimed.row_group(index).total_byte_size for index in range(claimed.num_row_groups)))
-        held = file.schema.names
+        held = claimed.schema.to_arrow_schema().names
         if columns is not None and (lacking := [name for name in columns if name not in held]):
             raise ValueError(f"no column {', '.join(lacking)}")
-        return file.read(columns, use_threads=False)
+        coded = [name for name in coded if name in held]
+        with parquet.ParquetFile(data, metadata=claimed, read_dictionary=coded, pre_buffer=False) as file:
+            table = file.read(columns, use_threads=False)
+        table.validate(full=True)  # text that is none would be noticed when it is first looked at
+        return table
 
 
 def to_frame(table: "pa.Table") -> "pd.DataFrame":
-    """``table`` for pandas. Raises ValueError where what the file says about its pandas types is not so."""
+    """``table`` for pandas, by the types of its columns; what the file says about pandas itself is not asked.
+
+    Raises:
+        ValueError: pandas has no such type.
+    """
     with _told_as_value_error():
-        frame: pd.DataFrame = table.to_pandas()
+        frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
         return frame
 
 
@@ -65,7 +75,7 @@ def _told_as_value_error() -> Iterator[None]:
         yield
     except (OSError, ValueError):
         raise
-    except (ArrowException, KeyError, TypeError, AttributeError, MemoryError) as error:
+    except (ArrowException, KeyError, TypeError, AttributeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

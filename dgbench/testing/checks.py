@@ -13,6 +13,7 @@ from torch import Tensor
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.cost import count_cost
 from dgbench.method import Method
+from dgbench.ops.precision import mixed_precision as run_precision
 from dgbench.registry import card
 from dgbench.store.checkpoint_file import flatten_state, unflatten_state
 from dgbench.testing.accumulation import accumulated, restart_of
@@ -51,7 +52,7 @@ def mixed_precision(rehearsal: Rehearsal) -> None:
     state = rehearsal.advance(rehearsal.start(), precision="bf16")
     _finite(state.losses)
     state.method.deploy()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with run_precision(torch.device("cpu"), "bf16"):
         answer = _predict(state.method.eval(), rehearsal.case(0, 0)[0][None])
     if not answer.isfinite().all():
         raise Problem("predict gives values in bf16 that are not finite")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.checked_rows import as_frame
 from dgbench.leaderboard.overlay import draw_overlays
 from dgbench.leaderboard.page.facts import table_title
 from dgbench.leaderboard.page.folder import Site, file_name
@@ -72,7 +73,7 @@ def case_scores(compiled: Compiled, root: Path, protocol: Protocol) -> dict[str,
     for record in records:
         if record.rows is None:
             continue
-        rows = apply_policy(record.rows, compiled.policy)
+        rows = apply_policy(as_frame(record.rows), compiled.policy)
         columns = ("case", "dsc", "included", "failed", "empty_prediction")
         found[record.folder] = {
             str(case): _score(dsc, included, failed, empty)
