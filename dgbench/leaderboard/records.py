@@ -23,15 +23,7 @@ from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol
-from dgbench.store.folder import (
-    IMPORTED,
-    SHARED_METHOD,
-    RunFolder,
-    RunSpec,
-    Status,
-    iter_runs,
-    read_status,
-)
+from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
