@@ -117,21 +117,6 @@ def test_names_are_text_or_refused(kind: pa.DataType, forged: Path) -> None:
         read_cases(forged.parent)
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        b'{"index_columns": ["case"], "column_indexes": [], "columns": []}',
-        b'{"index_columns": [], "column_indexes": [], "columns": [{"name": "x", "field_name": "case"}]}',
-        b"[" * 100_000,
-    ],
-    ids=["an index", "another name", "depth"],
-)
-def test_columns_are_what_the_table_says_not_what_it_says_about_pandas(said: bytes, forged: Path) -> None:
-    table = parquet.read_table(forged)
-    parquet.write_table(table.replace_schema_metadata({b"pandas": said}), forged)
-    assert list(read_cases(forged.parent)["case"]) == table["case"].to_pylist()
-
-
 def test_a_column_that_is_there_twice_is_refused(forged: Path) -> None:
     table = parquet.read_table(forged)
     parquet.write_table(table.append_column("case", table["center"]), forged)
