@@ -1,5 +1,6 @@
 """Rows of an evaluation that no evaluation wrote: each is a hole with its reason, never the end of a leaderboard."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from leaderboard_runs import CENTERS, PROTOCOL, add_run, case_row, cell, compiled, only_table, row_of
+from leaderboard_runs import CENTERS, PROTOCOL, add_run, case_row, cell, compiled, only_table, row_of, write_two_seeds
 from pyarrow import parquet
 
 from dgbench.errors import DgbenchError
-from dgbench.leaderboard.checked_rows import LARGEST, MAX_TEXT
+from dgbench.leaderboard.checked_rows import COLUMNS, FLAGS, FRACTIONS, LARGEST, MAX_TEXT, TEXTS
 from dgbench.leaderboard.export import to_json
 from dgbench.leaderboard.page.cases import case_scores
 from dgbench.store.cases import read_cases
@@ -139,3 +140,51 @@ def test_scores_of_cases_are_read_again_for_the_page(forged: Path, tmp_path: Pat
     found = case_scores(compiled(tmp_path), tmp_path, PROTOCOL)
     scores = found[forged.parents[1].relative_to(tmp_path).as_posix()]
     assert [score.dsc for score in scores.values()] == [0.5, 0.7]
+
+
+@pytest.fixture
+def two_seeds(tmp_path: Path) -> Path:
+    return write_two_seeds(tmp_path)
+
+
+DAMAGED_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "text for a number": ({"dsc": "0.5x"}, "dsc holds text, expected numbers"),
+    "text for a count": ({"n_lesions_found": "a"}, "n_lesions_found holds text, expected numbers"),
+    "half a lesion": ({"n_lesions_found": 0.5}, "n_lesions_found 0.5 is not a count"),
+    "text for a threshold": ({"threshold": "0.5"}, "threshold holds text, expected numbers"),
+    "no threshold": ({"threshold": None}, "1 rows without threshold"),
+    "text for a flag": ({"failed": "no"}, "failed holds text, expected true or false"),
+    "a number for a case": ({"case": 3}, "case holds numbers, expected text"),
+    "no case": ({"case": None}, "1 rows without case"),
+    "DSC above 1": ({"dsc": 2.0}, "dsc 2 is not from 0 to 1"),
+    "NSD below 0": ({"nsd": -0.1}, "nsd -0.1 is not from 0 to 1"),
+    "a negative distance": ({"hd95": -5.0}, "hd95 -5 is not from 0 to 1e+12"),
+    "an infinite distance": ({"hd95": float("inf")}, "hd95 inf is not from 0 to 1e+12"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_ROWS)
+def test_one_damaged_table_is_a_hole_and_not_the_end(name: str, two_seeds: Path) -> None:
+    change, reason = DAMAGED_ROWS[name]
+    add_run(two_seeds, "dualtask", "MSD", cases=[case_row("MSD", 0, 0.5) | change])
+    table = only_table(two_seeds)
+    assert {hole.reason for hole in table.missing if (hole.heldout, hole.seed) == ("MSD", 0)} == {
+        f"evaluation is damaged: {reason}"
+    }
+    assert row_of(table, "erm").rank == 2
+    assert json.loads(to_json(compiled(two_seeds)))
+
+
+def test_every_raw_column_has_a_kind() -> None:
+    counts = [column for column in COLUMNS if column.startswith("n_")]
+    measures = {"assd", "assd_two_means", "hd95", "centroid_mm", "volume_prediction_mm3"}
+    assert sorted([*TEXTS, *FLAGS, *FRACTIONS, *counts, *measures]) == sorted(COLUMNS)
+
+
+def test_a_column_that_is_there_twice_is_damage(two_seeds: Path) -> None:
+    folder = add_run(two_seeds, "dualtask", "MSD", cases=cell("MSD", 0.5))
+    path = folder / "evaluation/cases.parquet"
+    table = parquet.read_table(path)
+    parquet.write_table(table.append_column("dsc", table["nsd"]), path)
+    reasons = {hole.reason for hole in only_table(two_seeds).missing if (hole.heldout, hole.seed) == ("MSD", 0)}
+    assert reasons == {"evaluation is damaged: it holds dsc more than once"}

@@ -230,23 +230,6 @@ def test_doctor_names_versions_and_paths(
     assert f"problem: {tmp_path / 'file'}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("cpuinfo", "found"),
-    [
-        ("model name\t: A\nflags\t\t: fpu avx512_bf16 amx_bf16", True),
-        ("model name\t: B\nflags\t\t: fpu avx2", False),
-        ("Features\t: fp asimd bf16", True),
-        ("processor\t: 0", None),
-    ],
-)
-def test_bf16_instructions_are_read_from_the_system(
-    cpuinfo: str, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(cpuinfo + "\n")
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    assert processor.has_bf16() is found
-
-
 @pytest.mark.usefixtures("inside")
 @pytest.mark.parametrize("known", [True, False, None])
 def test_bf16_without_instructions_is_announced(

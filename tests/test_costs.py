@@ -110,7 +110,7 @@ def test_a_run_without_networks_has_no_cost_and_a_damaged_one_says_so(tmp_path: 
     folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
     (folder / "cost.json").write_text(json.dumps({"macs": {}}))
     erm = next(run for run in iter_runs(tmp_path) if run.spec.method.name == "erm")
-    with pytest.raises(DgbenchError, match=r"its cost cannot be read \('table-vi'\)"):
+    with pytest.raises(DgbenchError, match=r"its cost cannot be read \(KeyError: 'table-vi'\)"):
         read_run_cost(erm, read_checked(erm.evaluation))
     row = row_of(only_table(tmp_path), "erm")
     assert row.cost is None

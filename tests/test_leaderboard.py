@@ -20,12 +20,10 @@ from leaderboard_runs import (
     terminal,
     write_two_seeds,
 )
-from pyarrow import parquet
 
 from dgbench.atomic import write_json
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
-from dgbench.leaderboard.checked_rows import COLUMNS, FLAGS, FRACTIONS, TEXTS
 from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.records import View, preset_overrides, retarget
@@ -157,49 +155,6 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
     assert all(reasons[where].startswith(start) for where, start in starts.items())
     assert set(reasons) == {*exact, *starts}
     assert str(tmp_path) not in to_markdown(leaderboard_sheets(compiled(tmp_path)))
-
-
-DAMAGED_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "text for a number": ({"dsc": "0.5x"}, "dsc holds text, expected numbers"),
-    "text for a count": ({"n_lesions_found": "a"}, "n_lesions_found holds text, expected numbers"),
-    "half a lesion": ({"n_lesions_found": 0.5}, "n_lesions_found 0.5 is not a count"),
-    "text for a threshold": ({"threshold": "0.5"}, "threshold holds text, expected numbers"),
-    "no threshold": ({"threshold": None}, "1 rows without threshold"),
-    "text for a flag": ({"failed": "no"}, "failed holds text, expected true or false"),
-    "a number for a case": ({"case": 3}, "case holds numbers, expected text"),
-    "no case": ({"case": None}, "1 rows without case"),
-    "DSC above 1": ({"dsc": 2.0}, "dsc 2 is not from 0 to 1"),
-    "NSD below 0": ({"nsd": -0.1}, "nsd -0.1 is not from 0 to 1"),
-    "a negative distance": ({"hd95": -5.0}, "hd95 -5 is not from 0 to 1e+12"),
-    "an infinite distance": ({"hd95": float("inf")}, "hd95 inf is not from 0 to 1e+12"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGED_ROWS)
-def test_one_damaged_table_is_a_hole_and_not_the_end(name: str, two_seeds: Path) -> None:
-    change, reason = DAMAGED_ROWS[name]
-    add_run(two_seeds, "dualtask", "MSD", cases=[case_row("MSD", 0, 0.5) | change])
-    table = only_table(two_seeds)
-    assert {hole.reason for hole in table.missing if (hole.heldout, hole.seed) == ("MSD", 0)} == {
-        f"evaluation is damaged: {reason}"
-    }
-    assert row_of(table, "erm").rank == 2
-    assert json.loads(to_json(compiled(two_seeds)))
-
-
-def test_every_raw_column_has_a_kind() -> None:
-    counts = [column for column in COLUMNS if column.startswith("n_")]
-    measures = {"assd", "assd_two_means", "hd95", "centroid_mm", "volume_prediction_mm3"}
-    assert sorted([*TEXTS, *FLAGS, *FRACTIONS, *counts, *measures]) == sorted(COLUMNS)
-
-
-def test_a_column_that_is_there_twice_is_damage(two_seeds: Path) -> None:
-    folder = add_run(two_seeds, "dualtask", "MSD", cases=cell("MSD", 0.5))
-    path = folder / "evaluation/cases.parquet"
-    table = parquet.read_table(path)
-    parquet.write_table(table.append_column("dsc", table["nsd"]), path)
-    reasons = {hole.reason for hole in only_table(two_seeds).missing if (hole.heldout, hole.seed) == ("MSD", 0)}
-    assert reasons == {"evaluation is damaged: it holds dsc more than once"}
 
 
 def test_a_spoiled_command_line_is_still_a_hint(two_seeds: Path) -> None:

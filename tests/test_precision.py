@@ -1,6 +1,7 @@
 """The mixed precision of a run, and bfloat16 where the processor has no instructions for it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgbench import processor
 from dgbench.nets import Backbone
 from dgbench.ops import precision
 from dgbench.ops.precision import PRODUCTS, RoundedProducts, full_precision, mixed_precision
@@ -174,3 +176,20 @@ def test_instructions_are_used_where_there_are_any(monkeypatch: pytest.MonkeyPat
             pass
         assert entered == [True] * lacking
     assert torch.conv3d in PRODUCTS, "what nn.Conv3d calls"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "found"),
+    [
+        ("model name\t: A\nflags\t\t: fpu avx512_bf16 amx_bf16", True),
+        ("model name\t: B\nflags\t\t: fpu avx2", False),
+        ("Features\t: fp asimd bf16", True),
+        ("processor\t: 0", None),
+    ],
+)
+def test_bf16_instructions_are_read_from_the_system(
+    cpuinfo: str, found: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo + "\n")
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    assert processor.has_bf16() is found

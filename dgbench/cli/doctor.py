@@ -25,11 +25,7 @@ def doctor(runs: options.Runs = Path("runs"), cache: options.Cache = options.DEF
     rows.append(
         {"what": "processor", "value": f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"}
     )
-    bf16 = {
-        True: "yes",
-        False: "no — products are computed in fp32 and rounded",
-        None: "unknown",
-    }
+    bf16 = {True: "yes", False: "no — products are computed in fp32 and rounded", None: "unknown"}
     rows.append({"what": "bf16 instructions", "value": bf16[found["bf16_instructions"]]})
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     rows.append({"what": "GPU", "value": ", ".join(devices) or "none (runs use the CPU)"})

@@ -14,7 +14,7 @@ from dgbench.atomic import read_json, read_jsonl
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.checked_rows import rows_where
 from dgbench.store.folder import RunFolder
-from dgbench.store.foreign import read_arrow
+from dgbench.store.foreign import read_arrow, told_as_value_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,33 +65,34 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
         return None
     counted, environment = read_json(files[0]), read_json(files[2])
     try:
-        rows = [read_jsonl(log) for log in logs]
-        steps = [
-            sum(row["steps"] for row in log) * median(row["seconds"] / row["steps"] for row in log) for log in rows
-        ]
-        whole, deployed = counted["table-vi"], counted["macs"]
-        ran = run.spec.environment
-        rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
-        cost = RunCost(
-            params=int(whole["params"]),
-            gflops=float(whole["gflops"]),
-            deployed_params=int(deployed["params"]),
-            deployed_gmacs=float(deployed["gflops"]),
-            seconds_per_case=_seconds_per_case(read_arrow(files[1]), cases),
-            train_seconds=math.fsum(row["seconds"] for log in rows for row in log),
-            step_seconds=math.fsum(steps),
-            machine=(
-                str(environment["processor"]) if ran.device == "cpu" else ran.device,
-                f"{ran.precision} without instructions" if rounded else ran.precision,
-                f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
-                f"torch {ran.torch}",
-                *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
-            ),
-        )
-        if not all(math.isfinite(value) for value in vars(cost).values() if isinstance(value, int | float)):
-            raise ValueError("a number that is not finite")
-        return cost
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, ArithmeticError) as error:
+        with told_as_value_error():
+            rows = [read_jsonl(log) for log in logs]
+            steps = [
+                sum(row["steps"] for row in log) * median(row["seconds"] / row["steps"] for row in log) for log in rows
+            ]
+            whole, deployed = counted["table-vi"], counted["macs"]
+            ran = run.spec.environment
+            rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
+            cost = RunCost(
+                params=int(whole["params"]),
+                gflops=float(whole["gflops"]),
+                deployed_params=int(deployed["params"]),
+                deployed_gmacs=float(deployed["gflops"]),
+                seconds_per_case=_seconds_per_case(read_arrow(files[1]), cases),
+                train_seconds=math.fsum(row["seconds"] for log in rows for row in log),
+                step_seconds=math.fsum(steps),
+                machine=(
+                    str(environment["processor"]) if ran.device == "cpu" else ran.device,
+                    f"{ran.precision} without instructions" if rounded else ran.precision,
+                    f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
+                    f"torch {ran.torch}",
+                    *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
+                ),
+            )
+            if not all(math.isfinite(value) for value in vars(cost).values() if isinstance(value, int | float)):
+                raise ValueError("a number that is not finite")
+            return cost
+    except (OSError, ValueError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
 
 

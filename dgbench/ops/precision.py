@@ -28,7 +28,7 @@ PRODUCTS: frozenset[Callable[..., Any]] = frozenset(
 def mixed_precision(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """Autocast of a run on ``device``: ``bf16`` computes products in bfloat16, ``fp32`` nothing. It can be entered again.
 
-    On a CPU without bfloat16 instructions PyTorch's own kernels for it are 12 to 19 times slower than those for float32. There a product
+    On a CPU without bfloat16 instructions PyTorch's own kernels for it are 11 to 20 times slower than those for float32. There a product
     takes operands that are rounded to bfloat16, is summed in float32, and rounded; so are its gradients. That is what the instructions do:
     results differ from theirs by the order of sums. Checkpointed activations that are computed again during the backward pass would not be
     rounded: wrap what is checkpointed in ``ctx.autocast()`` itself.

@@ -33,7 +33,7 @@ def read_arrow(path: Path, columns: Sequence[str] | None = None, coded: Sequence
     if not path.is_file():  # a device never ends, a pipe never begins
         raise ValueError("no regular file")
     _limit(path.stat().st_size)
-    with _told_as_value_error():
+    with told_as_value_error():
         # tables are small and many are read: one read is faster than one for each column, threads would cost more than they bring
         data = pa.BufferReader(path.read_bytes())
         claimed = parquet.read_metadata(data)
@@ -56,7 +56,7 @@ def to_frame(table: "pa.Table") -> "pd.DataFrame":
     Raises:
         ValueError: pandas has no such type.
     """
-    with _told_as_value_error():
+    with told_as_value_error():
         frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas()
         return frame
 
@@ -67,15 +67,24 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> "pd.DataFram
 
 
 @contextmanager
-def _told_as_value_error() -> Iterator[None]:
-    """Whatever Arrow makes of a damaged table, as one kind of error."""
+def told_as_value_error() -> Iterator[None]:
+    """Whatever a damaged file leads to while its values are taken, as one kind of error: it lacks a name, holds another type, or numbers
+    that overflow."""
     from pyarrow import ArrowException
 
     try:
         yield
     except (OSError, ValueError):
         raise
-    except (ArrowException, KeyError, TypeError, AttributeError, MemoryError, RecursionError) as error:
+    except (
+        ArrowException,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
