@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SHARE ?=
 ONLY ?=
+JOBS ?= logical
+TESTS := -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 REAL_DATA ?= $(wildcard ../shared/data)
 
 .PHONY: demo test slow slurm lint type bench clean
@@ -13,10 +15,10 @@ demo: $(STAMP)
 	$(BIN)/dgbench run --method dualtask --heldout RENJI
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
+	$(BIN)/pytest $(TESTS) -m "not slow and not gpu" $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 slow: $(STAMP)
-	$(BIN)/pytest -m "slow and not gpu" $(if $(SHARE),--share=$(SHARE)) $(if $(REAL_DATA),--real-data=$(REAL_DATA))
+	$(BIN)/pytest $(TESTS) -m "slow and not gpu" $(if $(SHARE),--share=$(SHARE)) $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 slurm: $(STAMP)
 	$(BIN)/pytest --slurm tests/slurm $(ONLY)

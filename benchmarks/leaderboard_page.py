@@ -27,6 +27,7 @@ from dgbench.atomic import append_jsonl, write_json
 from dgbench.leaderboard import compile as compiling
 from dgbench.leaderboard import evidence, policies
 from dgbench.leaderboard.page.site import write_page
+from dgbench.processor import available_cores
 from dgbench.protocol import load_protocol
 from dgbench.store.folder import RunSpec
 
@@ -189,6 +190,9 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=60, help="per center")
     parser.add_argument("--views", type=int, default=1, help="views that every evaluation holds: 72 in a real one")
     parser.add_argument("--full", action="store_true", help="200 methods, 300 cases per center")
+    parser.add_argument(
+        "--processes", type=int, default=available_cores(), help="that read runs, at most; default: one for each core"
+    )
     options = parser.parse_args()
     if options.full:
         options.methods, options.cases = 200, 300
@@ -208,9 +212,12 @@ def main() -> None:
             f"= {runs} runs, {runs * options.cases:,} case rows, {options.views} views stored"
         )
         start, used = time.perf_counter(), time.process_time()
-        compiled = compiling.compile_runs(root, protocol=protocol)
+        compiled = compiling.compile_runs(root, protocol=protocol, processes=options.processes)
         middle, half = time.perf_counter(), time.process_time()
-        print(f"compile {middle - start:8.2f} s ({half - used:.2f} s of processor time)", flush=True)
+        print(
+            f"compile {middle - start:8.2f} s ({half - used:.2f} s of processor time here, {options.processes} read)",
+            flush=True,
+        )
         written = write_page(compiled, Path(folder) / "page", root=root, protocol=protocol, cases=False)
         end, whole = time.perf_counter(), time.process_time()
         size = sum(path.stat().st_size for path in (Path(folder) / "page").rglob("*") if path.is_file())

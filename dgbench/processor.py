@@ -1,5 +1,6 @@
 """What the system says about its processor."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -15,6 +16,11 @@ def has_bf16() -> bool | None:
     """Whether this processor computes bfloat16 itself; None where the system does not tell."""
     flags = _cpuinfo("flags") or _cpuinfo("Features")
     return None if flags is None else bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+
+
+def available_cores() -> int:
+    """How many cores this process may use, at least 1."""
+    return len(os.sched_getaffinity(0))
 
 
 def _cpuinfo(field: str) -> str | None:

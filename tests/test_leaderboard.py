@@ -1,6 +1,7 @@
 """The leaderboard on hand-built run folders with closed-form numbers: what is averaged, what is refused, and what every hole says."""
 
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,25 @@ def test_an_unreadable_folder_is_reported(two_seeds: Path) -> None:
     assert "phantom/MSD/erm/seed7-00000000" in terminal(result)
     assert "seed7-00000000" in to_csv(result)
     assert json.loads(to_json(result))["unreadable"] == list(result.problems)
+
+
+def test_many_processes_read_what_one_reads(two_seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = add_run(two_seeds, "mixstyle", "RENJI", cases=cell("RENJI", 0.5))
+    (broken / "evaluation/cases.parquet").write_bytes(b"no table")
+    alone = to_json(compiled(two_seeds))
+    assert "not a readable table" in alone
+    started: list[int] = []
+
+    def pool(processes: int, *options: Any) -> ProcessPoolExecutor:
+        started.append(processes)
+        return ProcessPoolExecutor(processes, *options)
+
+    monkeypatch.setattr("dgbench.leaderboard.records.ProcessPoolExecutor", pool)
+    assert to_json(compiled(two_seeds, processes=2)) == alone
+    assert not started, "so few runs are read faster by one"
+    monkeypatch.setattr("dgbench.leaderboard.records.RUNS_PER_PROCESS", 2)
+    assert to_json(compiled(two_seeds, processes=2)) == alone
+    assert started == [2]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ def leaderboard(
     from dgbench.leaderboard.records import View
     from dgbench.leaderboard.results import Compiled
     from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
+    from dgbench.processor import available_cores
     from dgbench.protocol import CHECKPOINTS, Protocol, load_protocol
 
     if form is TableFormat.html and out is None:
@@ -119,7 +120,9 @@ def leaderboard(
 
         def compile_setting(protocol: Protocol, setting: str) -> Compiled:
             chosen = replace(view, setting=setting)
-            return compile_runs(runs, protocol=protocol, preset=preset, view=chosen, seeds=seeds)
+            return compile_runs(
+                runs, protocol=protocol, preset=preset, view=chosen, seeds=seeds, processes=available_cores()
+            )
 
         beside: list[Sheet] = []
         if held_out is not None:
@@ -129,7 +132,7 @@ def leaderboard(
         return
     if out is not None:
         check_folder(out)
-    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view, seeds=seeds)
+    compiled = compile_runs(runs, protocol=contract, preset=preset, view=view, seeds=seeds, processes=available_cores())
     match form:
         case TableFormat.table | TableFormat.md:
             _print(tables.leaderboard_sheets(compiled, reported), form)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgbench.errors import DgbenchError
+from dgbench.processor import available_cores
 
 MAX_DEFAULT_THREADS = 8
 
@@ -40,7 +41,7 @@ def this_machine(precisions: Mapping[Any, str], *, device: str | None, threads: 
     chosen = device or ("cuda" if _cuda() else "cpu")
     if device == "cuda" and not _cuda():
         raise DgbenchError("--device cuda: torch sees no CUDA device on this machine — see `dgbench doctor`")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     if devices > 1 and devices > (present := cores if chosen == "cpu" else len(visible_gpus())):
         what = "CPU core" if chosen == "cpu" else "GPU"
         raise DgbenchError(f"--devices {devices}: this machine has {present} {what}{'s' if present > 1 else ''}")

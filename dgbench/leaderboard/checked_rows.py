@@ -55,10 +55,11 @@ def rows_where(cases: "pa.Table", column: str, value: str) -> "NDArray[np.bool_]
     """Which rows of :func:`read_checked` hold the text ``value`` in ``column``, (rows,)."""
     import numpy as np
 
-    return np.concatenate(
-        [chunk.indices.to_numpy() == chunk.dictionary.index(value).as_py() for chunk in cases[column].chunks]
-        or [np.zeros(0, dtype=bool)]
-    )
+    found = [np.zeros(0, dtype=bool)]
+    for chunk in cases[column].chunks:
+        matches = np.array([name == value for name in chunk.dictionary.to_pylist()], dtype=bool)
+        found.append(matches[chunk.indices.to_numpy()])
+    return np.concatenate(found)
 
 
 def _as_typed(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
@@ -105,7 +106,8 @@ def _misfit(cases: "pa.Table") -> str | None:
         if holes := cases[column].null_count:
             return f"{holes} rows without {column}"
         for chunk in cases[column].chunks:
-            if (compute.max(compute.binary_length(chunk.dictionary)).as_py() or 0) > MAX_TEXT:
+            names = chunk.dictionary
+            if names.nbytes > MAX_TEXT and compute.max(compute.binary_length(names)).as_py() > MAX_TEXT:
                 return f"{column} holds a text of more than {MAX_TEXT} bytes"
     for batch in cases.select(NUMBERS).combine_chunks().to_batches():
         values = np.asarray(batch.to_tensor(null_to_nan=True, row_major=False))

@@ -71,6 +71,7 @@ def compile_runs(
     view: View = OFFICIAL,
     seeds: int | None = None,
     include: Callable[[RunSpec], bool] | None = None,
+    processes: int = 1,
 ) -> Compiled:
     """Compile the runs of ``protocol`` under ``root`` (a runs folder) into tables.
 
@@ -81,6 +82,7 @@ def compile_runs(
         view: setting, threshold, checkpoint and policy; only the official view is ranked.
         seeds: only the seeds 0 to ``seeds`` − 1, so that rows with more seeds stand beside rows that have these alone; all by default.
         include: keeps a run by its spec; a run left out is neither a row nor a missing cell.
+        processes: that read many runs side by side (:func:`dgbench.leaderboard.records.read_records`); the result is the same.
 
     Every row is expected at every center of its split and at every seed that any unmodified row of its table has.
 
@@ -93,7 +95,7 @@ def compile_runs(
         early = seeds is None or spec.seed < seeds
         return early and preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
-    records, problems = read_records(root, protocol, view, wanted)
+    records, problems = read_records(root, protocol, view, wanted, processes)
     groups: dict[tuple[str, int, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.updated, reverse=True):
         version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol

@@ -24,6 +24,7 @@ confidence intervals, Annals of Statistics 16 (symmetric studentised intervals).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -97,12 +98,16 @@ def resampling_weights(
         sizes = {}
         for center, (n_seeds, n_cases) in shapes.items():
             sizes |= {f"{center}/seeds": n_seeds, f"{center}/patients": n_cases}
-    return {
-        name: numpy_generator(seed, "bootstrap", name, size)
-        .multinomial(size, np.full(size, 1 / size), size=n_resamples)
-        .astype(np.float64)
-        for name, size in sizes.items()
-    }
+    return {name: _counts(seed, name, size, n_resamples) for name, size in sizes.items()}
+
+
+@lru_cache(maxsize=16)
+def _counts(seed: int, name: str, size: int, n_resamples: int) -> FloatArray:
+    """The counts of one part, (resamples, units), read-only: every metric of a table is resampled with the same."""
+    drawn = numpy_generator(seed, "bootstrap", name, size).multinomial(size, np.full(size, 1 / size), size=n_resamples)
+    counts: FloatArray = drawn.astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def bootstrap(differences: Mapping[str, FloatArray], weights: Weights | None = None) -> Bootstrap:
