@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from training_fixtures import Mini
+from tune_studies import invent, request_of, tune
 
 from dgbench.cli import TRACE
 
@@ -67,3 +68,26 @@ def mini(sound: Mini, tmp_path: Path) -> Mini:
 def inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run in this process, so that a test need not start three others."""
     monkeypatch.setattr("dgbench.launch.execute.run_job", lambda function, job, *_: function(job, lambda *_: None))
+
+
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dgbench.tuning.trial.run_job", invent)
+
+
+@pytest.fixture(scope="module")
+def whole(sound: Mini, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of an invented study."""
+    runs = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dgbench.tuning.trial.run_job", invent)
+        tune(request_of(sound, runs))
+    return runs
+
+
+@pytest.fixture
+def study(whole: Path, tmp_path: Path, invented: None) -> Path:
+    """The folder of an invented study, in a runs folder ``runs`` that a test may change."""
+    shutil.copytree(whole, tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").glob("mini/GAMMA/mixstyle/tune-*")
+    return folder

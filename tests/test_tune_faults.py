@@ -11,8 +11,8 @@ import pytest
 from leaderboard_runs import CENTERS, add_run, cell, only_table, terminal
 from leaderboard_runs import compiled as compiled_of
 from pydantic import model_validator
-from test_tune import invent
 from training_fixtures import KillAtWrite, Mini, alone
+from tune_studies import invent
 
 from dgbench.errors import DgbenchError, Diverged, Interrupted
 from dgbench.info import MethodConfig, MethodInfo, Range
