@@ -1,8 +1,8 @@
 """The data behind each figure, and what it says in words."""
 
 import itertools
-import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,20 @@ def test_costs_are_of_complete_rows_and_the_others_are_named(tmp_path: Path) -> 
     (note,) = cost.draw(board, Options()).undrawn
     assert "incomplete rows: saml" in note
     assert "training not known: hog" in note
+
+
+def test_a_row_that_is_a_seed_ahead_makes_no_other_incomplete_where_the_first_seeds_are_drawn(tmp_path: Path) -> None:
+    write_table(tmp_path)
+    for center in CENTERS:
+        add_whole(tmp_path, "erm", center, (0.9, 0.9), seed=1)
+    (note,) = cost.draw(board_of(tmp_path), Options()).undrawn
+    assert "incomplete rows: randconv" in note
+    board = board_of(tmp_path, seeds=1)
+    points = cost.gather(board.table.rows)["parameters"]
+    assert {point.label: point.dsc for point in points} == pytest.approx({"erm": 45.0, "randconv": 55.0})
+    drawing = cost.draw(board, Options())
+    assert not drawing.undrawn
+    assert "seeds 0 (--seeds 1: runs with later seeds are left out)" in text_of(drawing.sheets[0])
 
 
 # Curves
@@ -294,7 +308,7 @@ def test_every_figure_says_first_what_its_data_is_and_how_it_stands(tmp_path: Pa
     write_table(tmp_path, seeds=3, protocol={"converged": False})
     board = board_of(tmp_path)
     for name in FIGURES:
-        drawing = sys.modules[f"dgbench.leaderboard.figures.{name}"].draw(board, Options())
+        drawing = import_module(f"dgbench.leaderboard.figures.{name}").draw(board, Options())
         for sheet in drawing.sheets:
             first, second, *rest = [text.get_text() for text in sheet.figure.texts]
             assert first.startswith("PHANTOM DATA — not patient data · ")

@@ -29,6 +29,7 @@ def figures(
         str | None, typer.Option("--preset", help="The preset to draw; needed where the runs are of several.")
     ] = None,
     runs: options.Runs = Path("runs"),
+    seeds: options.FirstSeeds = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the figures.")] = Path("figures"),
     form: Annotated[FigureFormat, typer.Option("--format", help="png, pdf or svg.")] = FigureFormat.png,
     only: Annotated[
@@ -60,7 +61,7 @@ def figures(
         raise DgbenchError(f"--limit {limit:g}: a DSC in points lies above 0 and at most at 100")
     if runs.exists() and not runs.is_dir():
         raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
-    board = load_board(runs, contract, preset)
+    board = load_board(runs, contract, preset, seeds=seeds)
     if by is not None and by not in board.labels:
         raise DgbenchError(f"--by {by!r}: no finished run of this row{suggest(by, board.labels)}")
     for problem in board.compiled.problems:

@@ -63,14 +63,7 @@ def leaderboard(
         ),
     ] = "0.5",
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="source-val (official) or last-step.")] = "source-val",
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            "--seeds",
-            min=1,
-            help="Count the seeds 0 to N-1 alone; default: all, and every row owes the seeds that any row has.",
-        ),
-    ] = None,
+    seeds: options.FirstSeeds = None,
     policy: Annotated[
         str, typer.Option("--policy", help="How undefined values count: default (official) or paper.")
     ] = "default",

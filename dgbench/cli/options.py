@@ -43,6 +43,14 @@ Data = Annotated[
     Path | None, typer.Option("--data", help="Folder with one folder per center; default: the cached phantom.")
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+FirstSeeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        min=1,
+        help="Count the seeds 0 to N-1 alone; default: all, and every row owes the seeds that any row has.",
+    ),
+]
 Cache = Annotated[Path, typer.Option("--cache", help="Folder for prepared cases and the phantom.")]
 Set = Annotated[
     list[str] | None,

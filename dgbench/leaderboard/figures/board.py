@@ -11,7 +11,7 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.figures.style import Sheet, new_sheet
 from dgbench.leaderboard.records import OFFICIAL, View
-from dgbench.leaderboard.results import Compiled, Row, Table
+from dgbench.leaderboard.results import Compiled, Row, Table, seeds_text
 from dgbench.leaderboard.sheets import BANNERS
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunFolder, read_run
@@ -94,7 +94,7 @@ class Board:
     def heading(self, title: str) -> list[str]:
         """Phantom or patients first; then what the numbers are of; then the stamps of the rows."""
         table, view = self.table, self.compiled.view
-        seeds = ", ".join(map(str, table.seeds))
+        seeds = seeds_text(self.compiled, table)
         lines = [
             f"{BANNERS[self.compiled.kind]} · {title}",
             f"protocol {self.compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
@@ -163,13 +163,15 @@ def undrawn(cells: Sequence[Cell], total: int, what: str) -> list[str]:
     return [f"not drawn, {len(cells)} of {total} runs {what} (row, center, seeds): {named(cells)}"]
 
 
-def load_board(root: Path, protocol: Protocol, preset: str | None, view: View = OFFICIAL) -> Board:
-    """The newest table of ``protocol`` and ``preset`` among the runs under ``root``.
+def load_board(
+    root: Path, protocol: Protocol, preset: str | None, view: View = OFFICIAL, seeds: int | None = None
+) -> Board:
+    """The newest table of ``protocol`` and ``preset`` among the runs under ``root``, of the first ``seeds`` where it is given.
 
     Raises:
         DgbenchError: there is no finished run, or runs of several presets and none is named.
     """
-    compiled = compile_runs(root, protocol=protocol, preset=preset, view=view)
+    compiled = compile_runs(root, protocol=protocol, preset=preset, view=view, seeds=seeds)
     there = [table for table in compiled.tables if any(_has_runs(row) for row in table.rows)]
     wanted = f"protocol {protocol.name}" + (f", preset {preset}" if preset else "")
     if not there:
