@@ -27,7 +27,6 @@ from typing import Any
 
 from dgbench.cli.sweep import requests_of
 from dgbench.launch.graph import Graph, build_graph
-from dgbench.store.checkpoint_file import load_checkpoint
 from dgbench.store.folder import read_status
 
 DGBENCH = str(Path(sys.executable).with_name("dgbench"))
@@ -78,27 +77,21 @@ def timed(what: dict[str, Any], runs: Path, *more: str) -> dict[str, Any]:
     return found
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """What of a job must not depend on how it came about."""
-    if (folder / "cases.parquet").exists():
-        return {"cases": (folder / "cases.parquet").read_bytes()}
-    found: dict[str, Any] = {
-        name: (folder / name).read_bytes() for name in ("steps.jsonl", "validation.jsonl", "result.json")
-    }
-    for name in ("best", "last"):
-        checkpoint = load_checkpoint(folder / name)
-        found |= {f"{name} tensors": checkpoint.file.read_bytes(), f"{name} state": checkpoint.meta}
-    return found
-
-
 def compare(root: Path, name: str) -> str:
     """How many jobs of the sweep in ``root/name`` are those of the reference; raises where one is not."""
     pairs = list(
         zip(graph(SWEEP, root / "reference").jobs.values(), graph(SWEEP, root / name).jobs.values(), strict=True)
     )
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from training_fixtures import differences, outcome
+
+    def told(folder: Path) -> dict[str, Any]:
+        """What of a job must not depend on how it came about."""
+        cases = folder / "cases.parquet"
+        return {"cases": cases.read_bytes()} if cases.exists() else outcome(folder)
+
     for ours, theirs in pairs:
-        left, right = outcome(ours.folder), outcome(theirs.folder)
-        differing = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+        differing = differences(told(ours.folder), told(theirs.folder))
         assert not differing, f"{theirs.id}: {', '.join(differing)} differ from the reference"
         assert read_status(theirs.part.folder).state == "done", theirs.id
     return f"{len(pairs)} jobs equal the uninterrupted sweep to the byte"
