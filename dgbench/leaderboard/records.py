@@ -65,6 +65,9 @@ OFFICIAL = View()
 RUNS_PER_PROCESS = 200
 """Runs that are worth a process to read them: it takes about a second to begin, a run some milliseconds."""
 
+RUNS_AT_ONCE = 50
+"""Runs that a process is given at a time: what an interruption waits for."""
+
 
 class _Evaluated(BaseModel):
     """What an evaluation's ``spec.json`` says about the weights and the cases it is of, and about the meaning of its numbers."""
@@ -134,7 +137,7 @@ def read_records(
     context = multiprocessing.get_context("spawn")
     ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to tell
     with ProcessPoolExecutor(processes, context, signal.signal, ignore) as pool:
-        return list(pool.map(read, runs, views, chunksize=max(1, RUNS_PER_PROCESS // 4))), problems
+        return list(pool.map(read, runs, views, chunksize=RUNS_AT_ONCE)), problems
 
 
 def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
