@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from leaderboard_runs import write_two_seeds
 from training_fixtures import Mini
 from tune_studies import invent, request_of, tune
 
@@ -68,6 +69,12 @@ def mini(sound: Mini, tmp_path: Path) -> Mini:
 def inside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run in this process, so that a test need not start three others."""
     monkeypatch.setattr("dgbench.launch.execute.run_job", lambda function, job, *_: function(job, lambda *_: None))
+
+
+@pytest.fixture
+def two_seeds(tmp_path: Path) -> Path:
+    """Made-up runs of two seeds."""
+    return write_two_seeds(tmp_path)
 
 
 @pytest.fixture

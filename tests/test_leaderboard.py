@@ -19,7 +19,6 @@ from leaderboard_runs import (
     only_table,
     row_of,
     terminal,
-    write_two_seeds,
 )
 
 from dgbench.atomic import write_json
@@ -37,11 +36,6 @@ from dgbench.protocol import Protocol
 @pytest.fixture(autouse=True)
 def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-@pytest.fixture
-def two_seeds(tmp_path: Path) -> Path:
-    return write_two_seeds(tmp_path)
 
 
 def test_rows_with_more_seeds_stand_beside_others_with_the_first_alone(two_seeds: Path) -> None:

@@ -17,7 +17,6 @@ from leaderboard_runs import (
     compiled,
     spec_of,
     terminal,
-    write_two_seeds,
 )
 
 from dgbench.errors import DgbenchError
@@ -33,11 +32,6 @@ from dgbench.protocol import load_protocol, protocol_names
 @pytest.fixture(autouse=True)
 def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-@pytest.fixture
-def two_seeds(tmp_path: Path) -> Path:
-    return write_two_seeds(tmp_path)
 
 
 @pytest.mark.parametrize(

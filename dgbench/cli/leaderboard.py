@@ -22,8 +22,13 @@ class TableFormat(StrEnum):
     table = "table"
     md = "md"
     csv = "csv"
+    latex = "latex"
     json = "json"
     html = "html"
+
+
+SHEETS = (TableFormat.table, TableFormat.md, TableFormat.latex)
+"""The forms that print any table as lines of text cells."""
 
 
 def leaderboard(
@@ -33,7 +38,7 @@ def leaderboard(
     ] = None,
     runs: options.Runs = Path("runs"),
     form: Annotated[
-        TableFormat, typer.Option("--format", help="table, md, csv, json, or html (with --out).")
+        TableFormat, typer.Option("--format", help="table, md, csv, latex, json, or html (with --out).")
     ] = TableFormat.table,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the page (--format html); replaced as a whole.")
@@ -105,8 +110,8 @@ def leaderboard(
     if published and reported is None:
         typer.echo(f"nothing is published for protocol {contract.name}", err=True)
     if table is not None:
-        if form not in (TableFormat.table, TableFormat.md):
-            raise DgbenchError(f"--table {table}: tables of the paper are printed as table or md, not {form}")
+        if form not in SHEETS:
+            raise DgbenchError(f"--table {table}: tables of the paper are printed as {', '.join(SHEETS)}, not {form}")
         wanted = paper_table(table.upper(), contract)
         if wanted.name == "II" and view.threshold != OFFICIAL_THRESHOLD:
             raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")
@@ -127,7 +132,7 @@ def leaderboard(
         check_folder(out)
     compiled = compile_runs(runs, protocol=contract, preset=preset, view=view, seeds=seeds, processes=available_cores())
     match form:
-        case TableFormat.table | TableFormat.md:
+        case TableFormat.table | TableFormat.md | TableFormat.latex:
             _print(tables.leaderboard_sheets(compiled, reported), form)
         case TableFormat.csv:
             typer.echo(export.to_csv(compiled, reported), nl=False)
@@ -141,9 +146,13 @@ def leaderboard(
 
 
 def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
-    from dgbench.leaderboard import sheets as rendering
+    from dgbench.leaderboard.latex import to_latex
+    from dgbench.leaderboard.sheets import to_markdown, to_rich
 
-    if form is TableFormat.md:
-        typer.echo(rendering.to_markdown(sheets))
-        return
-    show(lambda width: rendering.to_rich(sheets, width))
+    match form:
+        case TableFormat.md:
+            typer.echo(to_markdown(sheets))
+        case TableFormat.latex:
+            typer.echo(to_latex(sheets))
+        case _:
+            show(lambda width: to_rich(sheets, width))

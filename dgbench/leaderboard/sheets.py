@@ -71,6 +71,17 @@ def describe_policy(policy: policies.Policy) -> str:
     )
 
 
+def beside_notes(sheet: Sheet) -> tuple[list[int], list[str]]:
+    """For pages too narrow for notes in a table: the positions of all other columns, and each note as a line with the names of its rows,
+    after the first column where that is no number."""
+    shown = [position for position, column in enumerate(sheet.columns) if column != NOTES]
+    names: dict[str, list[str]] = {}
+    for first, second, *_, note in sheet.rows if len(shown) < len(sheet.columns) else ():
+        if note:
+            names.setdefault(note, []).append(second if sheet.columns[0] in sheet.numeric else f"{first} {second}")
+    return shown, [f"{', '.join(named)}: {note}" for note, named in names.items()]
+
+
 def to_rich(sheets: Iterable[Sheet], width: int | None = None) -> "RenderableType":
     """The sheets for a terminal of ``width`` characters (None: as wide as need be), where notes stand below the table. Cells are plain
     text, never markup. Names and numbers are never broken: columns that do not fit follow below, beside the names again."""
@@ -82,10 +93,9 @@ def to_rich(sheets: Iterable[Sheet], width: int | None = None) -> "RenderableTyp
         first, *others = sheet.heading
         parts += [Text(printable(first), style="bold"), *(Text(printable(line)) for line in others)]
         if sheet.columns:
-            shown = [position for position, column in enumerate(sheet.columns) if column != NOTES]
+            shown, notes = beside_notes(sheet)
             parts += [_grid(sheet, block) for block in _blocks(sheet, shown, width)]
-            if len(shown) < len(sheet.columns):
-                parts += [Text(printable(f"{row[1]}: {row[-1]}")) for row in sheet.rows if row[-1]]
+            parts += [Text(printable(line)) for line in notes]
         parts += [*(Text(printable(line), style="dim") for line in sheet.footer), Text()]
     return Group(*parts)
 
