@@ -135,6 +135,8 @@ def test_a_bad_held_out_case_is_a_failed_row_and_not_the_end(
     assert failed["reason"].str.startswith("case GAMMA/case_01: image").all()
     assert failed["empty_prediction"].all()
     assert failed["dsc"].isna().all()
+    assert (failed["n_lesions_reference"] > 0).all(), "its label can be read: what was to be found counts as missed"
+    assert not failed["empty_reference"].any()
     assert {str(rows[name].dtype) for name in UNDEFINABLE} == {"float64"}
     views = ["setting", "checkpoint", "threshold"]
     assert len(failed) == len(rows[rows["case"] == "GAMMA/case_00"][views].drop_duplicates())

@@ -12,7 +12,7 @@ from leaderboard_runs import CENTERS, add_run, cell, compiled, only_table, row_o
 from dgbench.atomic import append_jsonl, write_json
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.checked_rows import read_checked
-from dgbench.leaderboard.costs import RunCost, read_run_cost, row_cost
+from dgbench.leaderboard.costs import RunCost, common_machine, read_run_cost, row_cost
 from dgbench.leaderboard.export import to_json
 from dgbench.store.folder import iter_runs
 
@@ -70,13 +70,34 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
     cost = read_run_cost(run, read_checked(run.evaluation))
     assert cost is not None
     elsewhere = replace(cost, machine=("Another", *cost.machine[1:]))
-    alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere})
+    alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere}, cost.machine)
     assert alone is not None
     assert alone.train_factor is None
-    assert row_cost({}, {("MSD", 0): cost}) is None
-    untimed = row_cost({("MSD", 0): cost}, {("MSD", 0): replace(cost, step_seconds=0.0)})
+    assert row_cost({}, {("MSD", 0): cost}, cost.machine) is None
+    untimed = row_cost({("MSD", 0): cost}, {("MSD", 0): replace(cost, step_seconds=0.0)}, None)
     assert untimed is not None
     assert untimed.train_factor is None, "there is nothing to compare with"
+
+
+def test_seconds_are_of_one_machine_for_all_rows(tmp_path: Path) -> None:
+    add_priced_run(tmp_path, "erm", "MSD", 1.0)
+    (run,) = iter_runs(tmp_path)
+    here = read_run_cost(run, read_checked(run.evaluation))
+    assert here is not None
+    slow = replace(here, machine=("Slowcoach",), seconds_per_case=40.0, train_seconds=920.0, step_seconds=33.0)
+    erm = {("MSD", 0): here, ("MSD", 1): slow}
+    saml = {("MSD", 0): here, ("MSD", 1): replace(slow, step_seconds=66.0)}
+    snr = {("MSD", 1): slow}
+    assert common_machine([erm, saml]) == here.machine, "of equals the first by name"
+    assert common_machine([erm, saml, snr]) == ("Slowcoach",)
+    assert common_machine([]) is None
+    one, other = (row_cost(costs, erm, here.machine) for costs in (saml, snr))
+    assert one is not None
+    assert (one.seconds_per_case, one.train_seconds) == (4.0, here.train_seconds), "the slow machine's do not enter"
+    assert one.factor_text == "1.50 (1.00–2.00)"
+    assert other is not None
+    assert other.seconds_per_case is other.train_seconds is None
+    assert other.factor_text == "1.00"
 
 
 def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path) -> None:

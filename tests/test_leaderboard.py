@@ -139,13 +139,13 @@ def test_every_hole_says_why(tmp_path: Path) -> None:
         ("c", "RENJI"): "evaluation is of other weights: tumor-fine",
         ("d", "RENJI"): "evaluation holds case RENJI/RENJI_0000 more than once",
         ("e", "MSD"): "no case left to average: policy default excludes all 2",
-        ("e", "RENJI"): "evaluation/spec.json: train_keys: Field required",
+        ("e", "RENJI"): "unreadable: evaluation/spec.json: train_keys: Field required",
     }
     assert {where: reasons.get(where) for where in exact} == exact
     starts = {
-        ("c", "RMYY"): "phantom/RMYY/c/seed0-",
+        ("c", "RMYY"): "unreadable: phantom/RMYY/c/seed0-",
         ("d", "RMYY"): "evaluation is damaged: ",
-        ("e", "RMYY"): "phantom/RMYY/e/seed0-",
+        ("e", "RMYY"): "unreadable: phantom/RMYY/e/seed0-",
     }
     assert all(reasons[where].startswith(start) for where, start in starts.items())
     assert set(reasons) == {*exact, *starts}
@@ -386,7 +386,6 @@ def test_an_undefined_metric_is_named_never_nan(tmp_path: Path) -> None:
     ("view", "reason"),
     [
         (View(setting="F-Mask"), "evaluation holds no setting F-Mask (stored: F-Seg)"),
-        (View(threshold=0.3), "evaluation holds no threshold 0.3 (stored: 0.5)"),
         (View(checkpoint="last-step"), "evaluation holds no checkpoint last-step (stored: source-val)"),
     ],
 )

@@ -34,9 +34,7 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
-@pytest.mark.parametrize(
-    "view", [View(), View(setting="C-Mask"), View(threshold=0.3), View(checkpoint="last-step"), View(policy="paper")]
-)
+@pytest.mark.parametrize("view", [View(), View(setting="C-Mask"), View(checkpoint="last-step"), View(policy="paper")])
 def test_no_rendering_contains_nan(two_seeds: Path, view: View) -> None:
     add_run(two_seeds, "holes", "MSD", state="failed", reason="x")
     result = compiled(two_seeds, view=view)

@@ -117,6 +117,12 @@ def test_values_left_in_a_failed_row_do_not_count() -> None:
     assert (resolved["n_lesions_found"], resolved["n_false_positive"], resolved["volume_prediction_mm3"]) == (0, 0, 0)
 
 
+def test_a_failed_case_whose_reference_is_unknown_has_a_lesion_that_was_missed() -> None:
+    resolved = apply_policy(pd.DataFrame([row("01", failed=True, n_lesions_reference=0), row("02")]), DEFAULT)
+    assert resolved["n_lesions_reference"].tolist() == [1, 2]
+    assert resolved["n_lesions_found"].tolist() == [0, row("02")["n_lesions_found"]]
+
+
 def test_a_failed_case_without_lesion_is_excluded_and_has_no_false_positive_volume() -> None:
     resolved = apply_policy(
         pd.DataFrame([row("01", failed=True, empty_reference=True, n_lesions_reference=0)]), DEFAULT

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from leaderboard_runs import CENTERS, PROTOCOL, add_run, cell, compiled, only_table
 
@@ -12,7 +13,7 @@ from dgbench.leaderboard import export
 from dgbench.leaderboard.page.board import board
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.sheets import to_markdown
-from dgbench.leaderboard.tables import leaderboard_sheets
+from dgbench.leaderboard.tables import center_cell, leaderboard_sheets
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 from dgbench.store.tiers import lowest_tier
 
@@ -45,6 +46,17 @@ def test_the_lowest_of_several_tiers_where_none_is_missing() -> None:
 def test_a_row_has_the_lowest_tier_of_its_counted_runs(runs: Path) -> None:
     found = {row.label: row.record for row in only_table(runs).rows}
     assert found == {"erm": "reproduced", "randconv": None, "saml": "reproduced"}
+
+
+def test_a_changed_record_is_not_counted(runs: Path) -> None:
+    (folder,) = runs.glob("phantom/MSD/erm/seed0-*")
+    table = folder / "evaluation" / "cases.parquet"
+    pd.read_parquet(table).assign(dsc=0.9).to_parquet(table)
+    made = only_table(runs)
+    (hole,) = [hole for hole in made.missing if hole.label == "erm"]
+    assert hole.reason.startswith("refused: phantom/MSD/erm/seed0-")
+    assert hole.reason.endswith("the file was changed after it was submitted")
+    assert center_cell(made, next(row for row in made.rows if row.label == "erm"), "MSD") == "refused"
 
 
 def test_every_form_shows_it(runs: Path) -> None:

@@ -1,5 +1,6 @@
 """``dgbench import-predictions``."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,9 @@ def import_predictions(
         f"{name}, {heldout}: {len(rows)} cases, mean DSC {100 * defined.mean():.1f} over {len(defined)} (imported, not trained here)"
     )
     typer.echo(f"run folder  {run.path}")
-    typer.echo(f"table       dgbench leaderboard --protocol {request.protocol} --preset {preset}")
+    where = [] if runs == Path("runs") else ["--runs", str(runs)]
+    table = ["dgbench", "leaderboard", "--protocol", request.protocol, "--preset", preset, *where]
+    typer.echo(f"table       {shlex.join(table)}")
 
 
 def _target(text: str | None) -> tuple[int, ...]:

@@ -57,8 +57,12 @@ def leaderboard(
         bool, typer.Option("--published", help="Show the paper's reported numbers beside; never ranked together.")
     ] = False,
     setting: Annotated[
-        str, typer.Option("--setting", help="F-Seg (official), C-Seg, or the oracle settings C-Mask and F-Mask.")
-    ] = "F-Seg",
+        str | None,
+        typer.Option(
+            "--setting",
+            help="F-Seg (official, default), C-Seg, or the oracle settings C-Mask and F-Mask; not with --table.",
+        ),
+    ] = None,
     threshold: Annotated[
         str,
         typer.Option(
@@ -80,7 +84,7 @@ def leaderboard(
     from dgbench.leaderboard.page.site import write_page
     from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
-    from dgbench.leaderboard.records import View
+    from dgbench.leaderboard.records import OFFICIAL, View, check_root
     from dgbench.leaderboard.results import Compiled
     from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
     from dgbench.processor import available_cores
@@ -98,13 +102,17 @@ def leaderboard(
         raise DgbenchError(
             f"unknown preset {preset!r} for protocol {contract.name!r}{suggest(preset, contract.presets)}"
         )
+    if setting is not None and table is not None:
+        raise DgbenchError(
+            f"--setting {setting}: --table {table} shows the settings of the paper's table — leave one out"
+        )
+    setting = OFFICIAL.setting if setting is None else setting
     for option, chosen, known in (("setting", setting, contract.settings), ("checkpoint", checkpoint, CHECKPOINTS)):
         if chosen not in known:
             raise DgbenchError(
                 f"--{option} {chosen!r} is unknown to protocol {contract.name!r}{suggest(chosen, known)}"
             )
-    if runs.exists() and not runs.is_dir():
-        raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
+    check_root(runs, contract)
     view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     reported = load_published().beside(contract) if published else None
     if published and reported is None:

@@ -167,7 +167,8 @@ def _evaluate_case(
         prepared = prepare_case(case, job.resolved.protocol, job.training[0].cache)
         reference, _ = native_label(case, job.resolved.protocol)
     except DgbenchError as error:
-        failed = [_failed_row(job, case, str(error), **view) for view in _views(job)]
+        told = _told_of_reference(job, case)
+        failed = [_failed_row(job, case, str(error), told.get(view["stage"], {}), **view) for view in _views(job)]
         return {"cases": [_without_nan(row) for row in failed], "times": times, "features": features}
     same = {training.stage for training in job.training if _last_is_best(training)}
     for checkpoint, stages in predictors.items():
@@ -259,7 +260,27 @@ def _rows(
     return rows
 
 
-def _failed_row(job: EvaluationJob, case: Case, reason: str, **view: Any) -> dict[str, Any]:
+def _told_of_reference(job: EvaluationJob, case: Case) -> dict[str, dict[str, Any]]:
+    """By stage, what the reference of a failed case tells by itself: how many lesions there were to find; nothing where it cannot be read
+    either."""
+    metrics = job.resolved.protocol.metrics
+    try:
+        reference, grid = native_label(case, job.resolved.protocol)
+    except DgbenchError:
+        return {}
+    told = {}
+    for training in job.training:
+        target = np.isin(reference, job.resolved.protocol.stages[training.stage].target)
+        alone = case_metrics(target, np.zeros_like(target), grid.spacing, nsd_tolerance_mm=metrics.nsd_tolerance_mm)
+        told[training.stage] = {
+            name: getattr(alone, name) for name in ("empty_reference", "n_lesions_reference", "volume_reference_mm3")
+        }
+    return told
+
+
+def _failed_row(
+    job: EvaluationJob, case: Case, reason: str, reference: Mapping[str, Any], **view: Any
+) -> dict[str, Any]:
     unknown = {
         field.name: True
         if field.name == "empty_prediction"
@@ -279,6 +300,7 @@ def _failed_row(job: EvaluationJob, case: Case, reason: str, **view: Any) -> dic
         "rounds": 0,
         "windowed": False,
         **unknown,
+        **reference,
     }
 
 

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard import notes as notes_on
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.costs import RunCost, row_cost
+from dgbench.leaderboard.costs import RunCost, common_machine, row_cost
 from dgbench.leaderboard.evidence import TableStatistics, table_statistics
 from dgbench.leaderboard.records import (
+    NO_THRESHOLD,
     OFFICIAL,
+    UNREADABLE,
     Record,
     RowKey,
     View,
@@ -49,6 +51,9 @@ from dgbench.store.tiers import lowest_tier
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+NOT_RUN = "not run"
 
 
 def resolve_policy(name: str, protocol: Protocol) -> policies.Policy:
@@ -87,7 +92,7 @@ def compile_runs(
     Every row is expected at every center of its split and at every seed that any unmodified row of its table has.
 
     Raises:
-        DgbenchError: the policy is unknown.
+        DgbenchError: the policy is unknown, or no run holds the threshold asked for, and some would count with another.
     """
     policy = resolve_policy(view.policy, protocol)
 
@@ -96,6 +101,9 @@ def compile_runs(
         return early and preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
     records, problems = read_records(root, protocol, view, wanted, processes)
+    lacking = [record.reason for record in records if (record.reason or "").startswith(NO_THRESHOLD)]
+    if lacking and all(record.rows is None for record in records):
+        raise DgbenchError(f"--threshold {view.threshold_text}: {lacking[0]}")
     groups: dict[tuple[str, int, str, str], list[Record]] = {}
     for record in sorted(records, key=lambda record: record.updated, reverse=True):
         version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol
@@ -108,14 +116,19 @@ def compile_runs(
         view=view,
         first_seeds=seeds,
         policy=policy,
+        nsd_tolerance_mm=protocol.metrics.nsd_tolerance_mm,
         tables=tuple(
-            _table(members, protocol, policy, view) for key in order for members in comparable_groups(groups[key])
+            _table(members, protocol, policy, view, problems)
+            for key in order
+            for members in comparable_groups(groups[key])
         ),
-        problems=tuple(problems),
+        problems=tuple(problems.values()),
     )
 
 
-def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, view: View) -> Table:
+def _table(
+    records: list[Record], protocol: Protocol, policy: policies.Policy, view: View, problems: Mapping[str, str]
+) -> Table:
     records = refuse_partial(records)
     single, records, resolved = summaries(records, policy)
     rows: dict[RowKey, list[Record]] = {}
@@ -128,16 +141,20 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
     labels = row_labels(rows)
     heldouts = {center: protocol.heldouts_of(center) for center in centers}
     results = Results(single, resolved)
-    baseline = next((_costs(members) for key, members in rows.items() if key.is_baseline), None)
-    ranked = view.official and all(record.spec.protocol.ranked for record in plain) and bool(plain)
+    costs = {key: _costs(members) for key, members in rows.items()}
+    baseline = next((costs[key] for key in rows if key.is_baseline), None)
+    machine = common_machine(costs.values())
+    ranked = (
+        view.official and not protocol.folds and all(record.spec.protocol.ranked for record in plain) and bool(plain)
+    )
     missing: list[Missing] = []
     compiled: list[Row] = []
     for key, members in rows.items():
         expected = _seeds(members) if key.modified or key.imported else seeds
         row, holes = _row(key, labels[key], members, results, heldouts, expected, view)
-        row = replace(row, cost=row_cost(_costs(members), baseline))
+        row = replace(row, cost=row_cost(costs[key], baseline, machine))
         compiled.append(row)
-        missing += holes
+        missing += [_damaged(hole, f"{protocol.name}/{hole.heldout}/{key.method}", problems) for hole in holes]
     one_run = counts_of_one_seed(single, protocol)
     return Table(
         dgbench=tuple(sorted({record.spec.dgbench for record in records})),
@@ -152,7 +169,7 @@ def _table(records: list[Record], protocol: Protocol, policy: policies.Policy, v
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
-        statistics=_statistics(compiled, resolved),
+        statistics=_statistics(compiled, resolved, ranked),
     )
 
 
@@ -221,8 +238,9 @@ def _row(
     return row, missing
 
 
-def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableStatistics | None:
-    """Of complete rows that were trained with the preset as it is; control rows are compared and take no rank."""
+def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None", is_ranked: bool) -> TableStatistics | None:
+    """Of complete rows that were trained with the preset as it is; control rows, and all rows of a table that is not ranked, are compared
+    and take no rank."""
     complete = {row.label: row for row in rows if row.complete and not (row.modified or row.imported)}
     if resolved is None or not complete:
         return None
@@ -238,7 +256,7 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None") -> TableSt
     method, seed = ({folder: cell[place] for folder, cell in folders.items()} for place in (0, 1))
     cases = cases.assign(method=folder.map(method), seed=folder.map(seed))
     baseline = next((label for label, row in complete.items() if row.is_baseline), None)
-    ranked = [label for label, row in complete.items() if not row.control]
+    ranked = [label for label, row in complete.items() if is_ranked and not row.control]
     return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)
 
 
@@ -251,9 +269,16 @@ def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:
 def _hole(label: str, cell: list[Record], members: list[Record], center: str, heldout: str, seed: int) -> Missing:
     """The latest attempt at the cell says why it is empty; without any it was not run."""
     latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
-    reason = latest.reason if latest and latest.reason else "not run"
+    reason = latest.reason if latest and latest.reason else NOT_RUN
     command = latest.spec.command if latest else _command_for(members, heldout, seed)
     return Missing(label=label, center=center, heldout=heldout, seed=seed, reason=reason, command=command)
+
+
+def _damaged(hole: Missing, method: str, problems: Mapping[str, str]) -> Missing:
+    """A hole where a folder of that cell, below the folder ``method``, cannot be read is not one that was never run."""
+    cell = f"{method}/seed{hole.seed}-"
+    told = [f"{UNREADABLE}: {text}" for folder, text in problems.items() if folder.startswith(cell)]
+    return replace(hole, reason=told[0]) if told and hole.reason == NOT_RUN else hole
 
 
 def _command_for(members: list[Record], heldout: str, seed: int) -> str:

@@ -5,6 +5,7 @@ compared only where processor, device, number of devices, precision, threads and
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -39,17 +40,29 @@ class RunCost:
 
 @dataclass(frozen=True, kw_only=True)
 class RowCost:
-    """The cost of a row: means over its runs; ``train_factor`` is the median over (center, seed) of its ``step_seconds`` relative to
-    the baseline's on the same machine, None without such a pair. ``machines`` lists where the runs were made."""
+    """The cost of a row: means over its runs. Times are of the runs on one machine, the same for all rows of a table (``timed_on``); None
+    where the row has none there. ``train_factor`` is the median over (center, seed) of its ``step_seconds`` relative to the baseline's
+    on the same machine, whichever that is, and ``factor_range`` the least and the greatest; None without such a pair. ``machines``
+    lists where the runs were made."""
 
     params: int
     gflops: float
     deployed_params: int
     deployed_gmacs: float
     seconds_per_case: float | None
-    train_seconds: float
+    train_seconds: float | None
     train_factor: float | None
+    factor_range: tuple[float, float] | None
+    timed_on: str | None
     machines: tuple[str, ...]
+
+    @property
+    def factor_text(self) -> str | None:
+        """The factor, and its range where that is one."""
+        if self.train_factor is None or self.factor_range is None:
+            return None
+        low, high = (f"{bound:.2f}" for bound in self.factor_range)
+        return f"{self.train_factor:.2f}" + ("" if low == high else f" ({low}–{high})")
 
 
 def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
@@ -113,13 +126,26 @@ def _seconds_per_case(times: "pa.Table", cases: "pa.Table") -> float | None:
     return None if seconds is None else float(seconds) / len(taken["case"].unique())
 
 
+def common_machine(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> tuple[str, ...] | None:
+    """The machine that most rows have runs on, of equals that with the most runs; None without any."""
+    counts = [Counter(cost.machine for cost in costs.values()) for costs in rows]
+    machines = sorted({machine for count in counts for machine in count})
+    return max(
+        machines, key=lambda machine: (sum(machine in c for c in counts), sum(c[machine] for c in counts)), default=None
+    )
+
+
 def row_cost(
-    costs: Mapping[tuple[str, int], RunCost], baseline: Mapping[tuple[str, int], RunCost] | None
+    costs: Mapping[tuple[str, int], RunCost],
+    baseline: Mapping[tuple[str, int], RunCost] | None,
+    machine: tuple[str, ...] | None,
 ) -> RowCost | None:
-    """The cost of a row from those of its runs by (center, seed), relative to the runs of ``baseline``; None without any."""
+    """The cost of a row from those of its runs by (center, seed), relative to the runs of ``baseline``, with times of the runs on
+    ``machine``; None without any."""
     if not costs:
         return None
     every = list(costs.values())
+    timed = [cost for cost in every if cost.machine == machine]
     factors = [
         cost.step_seconds / baseline[cell].step_seconds
         for cell, cost in costs.items()
@@ -130,9 +156,11 @@ def row_cost(
         gflops=fmean(cost.gflops for cost in every),
         deployed_params=every[0].deployed_params,
         deployed_gmacs=fmean(cost.deployed_gmacs for cost in every),
-        seconds_per_case=_mean(cost.seconds_per_case for cost in every),
-        train_seconds=fmean(cost.train_seconds for cost in every),
+        seconds_per_case=_mean(cost.seconds_per_case for cost in timed),
+        train_seconds=_mean(cost.train_seconds for cost in timed),
         train_factor=median(factors) if factors else None,
+        factor_range=(min(factors), max(factors)) if factors else None,
+        timed_on=None if machine is None else ", ".join(machine),
         machines=tuple(sorted({", ".join(cost.machine) for cost in every})),
     )
 

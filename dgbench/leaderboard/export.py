@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from dgbench.leaderboard import policies
+from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
-from dgbench.leaderboard.sheets import BANNERS, REPORTED, describe_policy, printable
+from dgbench.leaderboard.sheets import BANNERS, REPORTED, describe_policy, printable, units
 from dgbench.leaderboard.statistics import Difference
+from dgbench.leaderboard.tables import standing
 
 
 def to_json(compiled: Compiled, published: Published | None = None) -> str:
@@ -23,6 +25,8 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
         "protocol": compiled.protocol,
         "view": {**asdict(view), "official": view.official, "oracle": view.oracle},
         "policy": asdict(compiled.policy),
+        "standing": list({standing(compiled, table): None for table in compiled.tables}),
+        "nsd_tolerance_mm": compiled.nsd_tolerance_mm,
         "units": {
             **{metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in (*METRICS, *AMONG_DETECTED)},
             **{metric: "fraction" if metric == "sensitivity" else "lesions per case" for metric in DETECTION},
@@ -55,8 +59,10 @@ CSV_COLUMNS = (
     *("status", "rank", "method", "center", "seeds", "n", "n_excluded", "n_empty_prediction", "n_failed"),
     *(name for metric in (*METRICS, *AMONG_DETECTED, *DETECTION) for name in (metric, f"{metric}_sd")),
     *("evidence", "difference", "difference_low", "difference_high", "p_holm", "effect_size"),
-    *("rank_low", "rank_high", "p_best", "tier"),
-    *("record", "dgbench", "protocol_version", "preset", "data", "notes", "command"),
+    *("rank_low", "rank_high", "p_best", "tier", "worst_center"),
+    *("params", "gflops", "deployed_params", "deployed_gmacs", "seconds_per_case", "train_seconds", "train_factor"),
+    *("train_factor_low", "train_factor_high", "timed_on"),
+    *("record", "dgbench", "protocol_version", "content", "preset", "data", "notes", "command"),
 )
 
 
@@ -68,18 +74,15 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     """
     view = compiled.view
     text = io.StringIO()
-    text.write(f"# {BANNERS[compiled.kind]}\n# protocol {compiled.protocol}, setting {view.setting}, ")
-    text.write(f"threshold {view.threshold_text}, checkpoint {view.checkpoint}\n")
-    text.write(f"# {describe_policy(compiled.policy)}\n")
-    if compiled.first_seeds is not None:
-        text.write(f"# --seeds {compiled.first_seeds}: runs with later seeds are left out\n")
-    text.writelines(f"# unreadable, not counted: {printable(problem)}\n" for problem in compiled.problems)
+    text.writelines(f"# {printable(line)}\n" for line in _remarks(compiled, published))
     writer = csv.DictWriter(text, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     for table in compiled.tables:
         common = {"dgbench": " ".join(table.dgbench), "protocol_version": table.protocol_version}
-        common |= {"preset": table.preset, "data": table.data}
-        writer.writerows({**common, **line} for row in table.rows for line in _csv_rows(row, table.statistics))
+        common |= {"content": table.content, "preset": table.preset, "data": table.data}
+        writer.writerows(
+            {**common, **line} for row in table.rows for line in _csv_rows(row, table.statistics, table.ranked)
+        )
         for hole in table.missing:
             missing = {"status": "missing", "method": hole.label, "center": hole.heldout, "seeds": hole.seed}
             writer.writerow({**common, **missing, "notes": printable(hole.reason), "command": printable(hole.command)})
@@ -93,11 +96,39 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
                 "asd": asd,
                 "hd95": hd95,
             }
-            writer.writerow({**line, "notes": "; ".join((f"table {reported.table}", reported.note or "as printed"))})
+            cost = reported.cost if center == "mean" else None
+            priced = (
+                {"params": round(cost.params_1e7 * 1e7), "gflops": cost.gflops, "seconds_per_case": cost.seconds}
+                if cost
+                else {}
+            )
+            notes = "; ".join((f"table {reported.table}", reported.note or "as printed"))
+            writer.writerow({**line, **priced, "notes": notes})
     return text.getvalue()
 
 
-def _csv_rows(row: Row, statistics: TableStatistics | None) -> Iterable[dict[str, Any]]:
+def _remarks(compiled: Compiled, published: Published | None) -> Iterable[str]:
+    """What the numbers are of, a line each; the first says phantom or patients."""
+    view = compiled.view
+    yield BANNERS[compiled.kind]
+    chosen = f"setting {view.setting}, threshold {view.threshold_text}, checkpoint {view.checkpoint}"
+    yield f"protocol {compiled.protocol}, {chosen}"
+    yield from {standing(compiled, table): None for table in compiled.tables}
+    yield describe_policy(compiled.policy)
+    yield units(compiled.nsd_tolerance_mm)
+    yield (
+        "columns: sensitivity and p_best as fractions, false positives per case, difference in points; n counts cases times seeds; seconds "
+        "are of the runs on the machine timed_on, not on an idle one"
+    )
+    if compiled.first_seeds is not None:
+        yield f"--seeds {compiled.first_seeds}: runs with later seeds are left out"
+    yield from (f"unreadable, not counted: {problem}" for problem in compiled.problems)
+    if published is not None:
+        yield f"lines with status reported: {REPORTED}"
+        yield from (published.source, *published.remarks)
+
+
+def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> Iterable[dict[str, Any]]:
     status = "imported" if row.imported else "ranked" if row.rank else "unranked"
     status = status if row.complete else "incomplete"
     one = statistics.comparisons.get(row.label) if statistics else None
@@ -109,13 +140,32 @@ def _csv_rows(row: Row, statistics: TableStatistics | None) -> Iterable[dict[str
         difference = _csv_difference(one.centers[center]) if one else {}
         yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), **difference, "notes": gap}
     if row.complete:
-        found: dict[str, Any] = {"evidence": statistics.evidence} if statistics and not row.imported else {}
+        found: dict[str, Any] = {"worst_center": row.worst, **_csv_cost(row.cost)}
+        if is_ranked and statistics and not row.imported:
+            found["evidence"] = statistics.evidence
         if one:
             found |= {**_csv_difference(one.overall), "p_holm": one.p_holm, "effect_size": one.effect_size}
         if place:
             low, high = place.rank_interval or (None, None)
             found |= {"rank_low": low, "rank_high": high, "p_best": place.p_best, "tier": place.tier}
         yield {**shared, "center": "mean", **_csv_scores(row.mean), **found, "notes": "; ".join(row.notes)}
+
+
+def _csv_cost(cost: RowCost | None) -> dict[str, Any]:
+    if cost is None:
+        return {}
+    low, high = cost.factor_range or (None, None)
+    machine_free = {"params": cost.params, "deployed_params": cost.deployed_params, "timed_on": cost.timed_on}
+    measured = {
+        "gflops": cost.gflops,
+        "deployed_gmacs": cost.deployed_gmacs,
+        "seconds_per_case": cost.seconds_per_case,
+        "train_seconds": cost.train_seconds,
+        "train_factor": cost.train_factor,
+        "train_factor_low": low,
+        "train_factor_high": high,
+    }
+    return machine_free | {name: value if value is None else f"{value:.4f}" for name, value in measured.items()}
 
 
 def _csv_difference(difference: Difference) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 Each is a selection of settings and methods in the paper's layout: DSC, ASD and HD95 per held-out center and their equal-weight mean.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table, seeds_text
-from dgbench.leaderboard.sheets import BANNERS, IN_DOMAIN, NOTES, REPORTED, UNITS, Sheet, describe_policy, number
-from dgbench.leaderboard.tables import center_cell, missing_sheet
+from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table, runs_text
+from dgbench.leaderboard.sheets import BANNERS, BLANK, IN_DOMAIN, NOTES, REPORTED, Sheet, describe_policy, number, units
+from dgbench.leaderboard.statistics import BASELINE
+from dgbench.leaderboard.tables import center_cell, missing_sheet, oracle_text, times_text
 from dgbench.protocol import Protocol, load_protocol, protocol_names
 
 METRICS = ("dsc", "asd", "hd95")
@@ -110,7 +112,11 @@ def paper_table_sheets(
             ]
     if not sheets:
         methods = f" of {', '.join(wanted.methods)}" if wanted.methods else ""
-        line = f"Counterpart of Table {wanted.name}: no runs{methods} in {', '.join(wanted.settings)} yet"
+        where = f"protocol {first.protocol}, no runs{methods} in {', '.join(wanted.settings)} yet"
+        start = (
+            f"dgbench run --protocol {first.protocol} --method {(wanted.methods or (BASELINE,))[0]} --heldout CENTER"
+        )
+        line = f"Counterpart of Table {wanted.name}: {where} — start with: {start}"
         sheets.append(Sheet(heading=(BANNERS[first.kind], line)))
     sheets += beside
     if published is not None:
@@ -121,26 +127,15 @@ def paper_table_sheets(
 def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) -> Sheet | None:
     one = next(iter(tables.values()))
     centers = one.centers
-    rows = [
-        (
-            setting,
-            row.label,
-            *(cell for center in centers for cell in _center_cells(table, row, center)),
-            *(_cells(row.mean) if row.complete else ("incomplete", "", "")),
-            *(_cost_cells(row) if wanted.with_cost else ()),
-            ", ".join(map(str, row.seeds)),
-            "; ".join(row.notes),
-        )
-        for setting, table in tables.items()
-        for row in _ordered(wanted, table.rows)
-    ]
+    absent = [name for name in wanted.methods or () if all(row.method != name for row in one.rows)]
+    rows = [line for setting, table in tables.items() for line in _lines(wanted, setting, table, absent)]
     if not rows:
         return None
     view = compiled.view
     columns = (
         *("setting", "method"),
         *(f"{metric} {center}" for center in (*centers, "mean") for metric in ("DSC", "ASD", "HD95")),
-        *(("parameters", "GFLOPs", "s per case") if wanted.with_cost else ()),
+        *(("parameters", "GFLOPs", "s per case", f"× {BASELINE}") if wanted.with_cost else ()),
         *("seeds", NOTES),
     )
     return Sheet(
@@ -149,22 +144,43 @@ def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) 
             f"Counterpart of Table {wanted.name} ({wanted.title}): protocol {compiled.protocol} version {one.protocol_version} "
             f"({one.content[:8]}), preset {one.preset}, threshold {view.threshold_text}, checkpoint {view.checkpoint}",
             describe_policy(compiled.policy),
-            f"dgbench {', '.join(one.dgbench)}; seeds {seeds_text(compiled, one)}; data {one.data}; `Mask` settings have an oracle ROI",
+            f"dgbench {', '.join(one.dgbench)}; {runs_text(compiled, one, wanted.methods)}; data {one.data}",
+            f"{oracle_text(view, list(tables))}A counterpart, not ranked",
             *((IN_DOMAIN,) if compiled.folds else ()),
-            UNITS,
+            *((times_text(one),) if wanted.with_cost and any(row.cost for row in one.rows) else ()),
+            units(compiled.nsd_tolerance_mm),
         ),
         columns=columns,
         rows=tuple(rows),
+        footer=(f"not run: {', '.join(absent)} — {_sweep(compiled, one, absent)}",) if absent else (),
         numeric=frozenset(columns) - {"setting", "method", NOTES},
     )
 
 
-def _ordered(wanted: PaperTable, rows: Sequence[Row]) -> Iterable[Row]:
-    rows = [row for row in rows if not row.imported]
-    if wanted.methods is None:
-        return rows
-    order = {method: position for position, method in enumerate(wanted.methods)}
-    return sorted((row for row in rows if row.method in order), key=lambda row: (order[row.method], row.label))
+def _lines(wanted: PaperTable, setting: str, table: Table, absent: Sequence[str]) -> list[tuple[str, ...]]:
+    """The rows of one setting; in a table of certain methods in its order, with those that were never run."""
+    order = {method: position for position, method in enumerate(wanted.methods or ())}
+    lines = {
+        (order.get(row.method, 0), position): (
+            *(setting, row.label),
+            *(cell for center in table.centers for cell in _center_cells(table, row, center)),
+            *(_cells(row.mean) if row.complete else ("incomplete", "", "")),
+            *(_cost_cells(row) if wanted.with_cost else ()),
+            *(", ".join(map(str, row.seeds)), "; ".join(row.notes)),
+        )
+        for position, row in enumerate(table.rows)
+        if not row.imported and (wanted.methods is None or row.method in order)
+    }
+    for method in absent:
+        blank = ("not run", "", "") * (len(table.centers) + 1)
+        lines[order[method], 0] = (setting, method, *blank, ", ".join(map(str, table.seeds)), "")
+    return [lines[place] for place in sorted(lines)]
+
+
+def _sweep(compiled: Compiled, table: Table, methods: Sequence[str]) -> str:
+    """The command that runs ``methods`` wherever the table has runs."""
+    what = ["--method", ",".join(methods), "--heldout", ",".join(table.centers), "--seeds", str(max(table.seeds) + 1)]
+    return shlex.join(["dgbench", "sweep", "--protocol", compiled.protocol, "--preset", table.preset, *what])
 
 
 def _cells(scores: Mapping[str, Score]) -> tuple[str, ...]:
@@ -179,9 +195,9 @@ def _center_cells(table: Table, row: Row, center: str) -> tuple[str, ...]:
 def _cost_cells(row: Row) -> tuple[str, ...]:
     cost = row.cost
     if cost is None:
-        return ("none stored",) * 3
-    seconds = "none stored" if cost.seconds_per_case is None else f"{cost.seconds_per_case:.2f}"
-    return f"{cost.params:,}", f"{cost.gflops:.3f}", seconds
+        return ("none stored",) * 4
+    seconds = BLANK if cost.seconds_per_case is None else f"{cost.seconds_per_case:.2f}"
+    return f"{cost.params:,}", f"{cost.gflops:.3f}", seconds, cost.factor_text or BLANK
 
 
 def _reported(wanted: PaperTable, published: Published) -> Sheet:

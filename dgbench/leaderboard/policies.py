@@ -83,7 +83,8 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
     failed cases); ``n_lesions_found`` and ``n_false_positive`` (0 for failed cases); ``false_positive_mm3``, the predicted
     volume where the reference is empty, else ``NaN``.
 
-    A failed row tells of the reference (``empty_reference``, ``n_lesions_reference``) as any other; the rest may be missing.
+    A failed row tells of the reference (``empty_reference``, ``n_lesions_reference``) as any other; the rest may be missing. Where its
+    reference could not be read either, it is taken for one lesion, the least that a held-out case has.
 
     Raises:
         DgbenchError: a column is missing, or a row that did not fail lacks a value that its flags call for.
@@ -107,6 +108,8 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
         constant = float("nan") if value is None else value
         resolved[column] = raw.where(detected, constant).where(included)
     _complete(rows, rows["n_lesions_reference"], always)
+    unread = failed & ~empty_reference & (rows["n_lesions_reference"] == 0)
+    resolved["n_lesions_reference"] = rows["n_lesions_reference"].where(~unread, 1)
     for column in ("n_lesions_found", "n_false_positive", "volume_prediction_mm3"):
         _complete(rows, rows[column], ~failed)
         resolved[column] = rows[column].where(~failed, 0)

@@ -62,11 +62,32 @@ class View:
 
 OFFICIAL = View()
 
+UNREADABLE = "unreadable"
+NO_THRESHOLD = "evaluation holds no threshold"
+"""How the reasons begin of runs that are damaged, and of those that hold no rows at the threshold asked for."""
+
 RUNS_PER_PROCESS = 200
 """Runs that are worth a process to read them: it takes about a second to begin, a run some milliseconds."""
 
 RUNS_AT_ONCE = 50
 """Runs that a process is given at a time: what an interruption waits for."""
+
+
+def check_root(root: Path, protocol: Protocol) -> None:
+    """Raise DgbenchError where ``root`` is no folder that could hold runs of ``protocol``; an empty one could."""
+    if not root.exists():
+        raise DgbenchError(
+            f"--runs {root}: no such folder — start with: dgbench run --protocol {protocol.name} --method {BASELINE} "
+            f"--heldout {protocol.heldouts[0]}"
+        )
+    if not root.is_dir():
+        raise DgbenchError(f"--runs {root}: is a file — name the folder of the runs")
+    if (
+        root.resolve().name == protocol.name
+        and next(iter_runs(root.resolve().parent), None)
+        and not any(iter_runs(root))
+    ):
+        raise DgbenchError(f"--runs {root}: holds the runs of one protocol — name the folder above it")
 
 
 class _Evaluated(BaseModel):
@@ -105,8 +126,8 @@ class Record:
 
 def read_records(
     root: Path, protocol: Protocol, view: View, keep: Callable[[RunSpec], bool], processes: int = 1
-) -> tuple[list[Record], list[str]]:
-    """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and one line for each folder there that cannot be read.
+) -> tuple[list[Record], dict[str, str]]:
+    """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and why each other folder there cannot be read.
 
     The shared pancreas runs are rows in the settings of their own stages alone. Imported prediction sets have one mask per case: they stand
     in every view of the official setting and in no other. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
@@ -114,11 +135,12 @@ def read_records(
     At most ``processes`` read side by side, none with less than :data:`RUNS_PER_PROCESS` runs; they are spawned, so that a script that
     asks for more than one needs the usual ``if __name__ == "__main__"``.
     """
-    problems: list[str] = []
+    problems: dict[str, str] = {}
 
     def note(path: Path, error: DgbenchError) -> None:
-        if path.relative_to(root).parts[0] == protocol.name:
-            problems.append(_below(root, error))
+        folder = path.relative_to(root)
+        if folder.parts[0] == protocol.name:
+            problems[folder.as_posix()] = _below(root, error)
 
     shared = view.setting in [protocol.stages[stage].code for stage in protocol.shared_stages]
     specs = ((run, run.spec) for run in iter_runs(root, note))
@@ -145,7 +167,12 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:
         if (run.path / MANIFEST).is_file():
-            record = replace(record, tier=Manifest.read(run.path).tier)
+            manifest = Manifest.read(run.path)
+            try:
+                manifest.check(run.path)
+            except DgbenchError as error:
+                return record.without_rows(f"refused: {_below(run.root, error)}")
+            record = replace(record, tier=manifest.tier)
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
@@ -166,9 +193,10 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
         cases = read_checked(run.evaluation)
         return _select(replace(record, cost=_cost(run, cases)), cases, view, protocol)
     except DgbenchError as error:
-        return record.without_rows(_below(run.root, error))
+        told = _below(run.root, error)
+        return record.without_rows(f"{UNREADABLE}: {told}" if told.startswith(run.relative) else told)
     except ValidationError as error:
-        return record.without_rows(f"evaluation/spec.json: {one_line(error)}")
+        return record.without_rows(f"{UNREADABLE}: evaluation/spec.json: {one_line(error)}")
 
 
 def _cost(run: RunFolder, cases: "pa.Table") -> RunCost | str | None:

@@ -1,6 +1,6 @@
 """What a compiled leaderboard is made of: scores, rows, holes and tables, without a word on how they are printed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -124,7 +124,7 @@ class Table:
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``first_seeds``
-    where runs with later seeds were left out; ``problems``: folders that cannot be read."""
+    where runs with later seeds were left out; ``problems``: folders that cannot be read. NSD is at ``nsd_tolerance_mm``."""
 
     protocol: str
     kind: Literal["phantom", "patient"]
@@ -132,6 +132,7 @@ class Compiled:
     view: View
     first_seeds: int | None
     policy: policies.Policy
+    nsd_tolerance_mm: float
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
 
@@ -142,6 +143,15 @@ def seeds_text(compiled: Compiled, table: Table) -> str:
         "" if compiled.first_seeds is None else f" (--seeds {compiled.first_seeds}: runs with later seeds are left out)"
     )
     return ", ".join(map(str, table.seeds)) + only
+
+
+def runs_text(compiled: Compiled, table: Table, methods: Collection[str] | None = None) -> str:
+    """The seeds, how many runs are counted, and how many are missing; of ``methods`` alone if given."""
+    rows = [row for row in table.rows if methods is None or row.method in methods]
+    counted = sum(len(run.folders) for row in rows for center in row.centers.values() for run in center.runs.values())
+    holes = sum(hole.label in {row.label for row in rows} for hole in table.missing)
+    missing = f", {holes} missing" if holes else ""
+    return f"seeds {seeds_text(compiled, table)}; {counted} runs counted{missing}"
 
 
 def seed_means(row: Row) -> dict[int, float]:

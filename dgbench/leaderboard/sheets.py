@@ -17,7 +17,7 @@ IN_DOMAIN = (
     "in-domain: every case is judged once, by networks trained on the other folds of its own center, on another number of cases than with "
     "the center held out; neither is a bound of the other (docs/protocol.md)"
 )
-UNITS = "DSC and NSD in points (0–100), distances in mm; ± is the standard deviation over seeds"
+UNRANKED = "this table is not ranked, so it carries no ranks, no tiers and no claim"
 HEADERS = {"dsc": "DSC", "nsd": "NSD", "asd": "ASD", "hd95": "HD95", "centroid": "centroid"}
 UNDEFINED = "undefined"
 NOTES = "notes"
@@ -43,6 +43,14 @@ class Sheet:
     footer: tuple[str, ...] = ()
     numeric: frozenset[str] = frozenset()
     code: frozenset[str] = frozenset()
+
+
+def units(nsd_tolerance_mm: float) -> str:
+    """One line on the units of a table."""
+    return (
+        f"DSC and NSD in points (0–100), NSD at a tolerance of {nsd_tolerance_mm:g} mm, distances in mm; ± is the standard deviation over "
+        "seeds"
+    )
 
 
 def points(value: float) -> str:
@@ -73,12 +81,14 @@ def describe_policy(policy: policies.Policy) -> str:
 
 def beside_notes(sheet: Sheet) -> tuple[list[int], list[str]]:
     """For pages too narrow for notes in a table: the positions of all other columns, and each note as a line with the names of its rows,
-    after the first column where that is no number."""
+    after the first column where a name alone does not tell rows apart."""
     shown = [position for position, column in enumerate(sheet.columns) if column != NOTES]
+    noted = sheet.rows if len(shown) < len(sheet.columns) else ()
+    unique = len({row[1] for row in noted}) == len(noted)
     names: dict[str, list[str]] = {}
-    for first, second, *_, note in sheet.rows if len(shown) < len(sheet.columns) else ():
+    for first, second, *_, note in noted:
         if note:
-            names.setdefault(note, []).append(second if sheet.columns[0] in sheet.numeric else f"{first} {second}")
+            names.setdefault(note, []).append(second if unique else f"{first} {second}")
     return shown, [f"{', '.join(named)}: {note}" for note, named in names.items()]
 
 

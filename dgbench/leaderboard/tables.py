@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published, Reported
-from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table, seeds_text
+from dgbench.leaderboard.records import View
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table, runs_text
 from dgbench.leaderboard.sheets import (
     BANNERS,
     BLANK,
@@ -13,21 +13,16 @@ from dgbench.leaderboard.sheets import (
     NOTES,
     REPORTED,
     UNDEFINED,
-    UNITS,
     Sheet,
     describe_policy,
     number,
     points,
+    units,
 )
-from dgbench.leaderboard.statistics import BASELINE, Difference, Evidence
+from dgbench.leaderboard.statistics import BASELINE, Evidence
+from dgbench.leaderboard.statistics_sheets import statistics_sheets
 from dgbench.leaderboard.thresholds import TARGET_INFORMED
 
-EVIDENCE = {
-    Evidence.SMOKE: "smoke — one or two seeds show that methods run; three make a row with intervals, five a claim",
-    Evidence.ROW: "row — three or four seeds carry intervals, no p; five make a claim",
-    Evidence.CLAIM: "claim — five seeds or more",
-}
-"""What so many seeds permit one to say."""
 RECORDS = (
     "experimental until second records of the same keys from another environment agree with it: reproduced where every mean DSC does, "
     "verified where every case does; the lowest of a row's runs"
@@ -104,74 +99,6 @@ def rank_cell(table: Table, row: Row) -> str:
     return f"{row.rank} ({Evidence.SMOKE})" if smoke else str(row.rank)
 
 
-def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
-    """Differences to the baseline and standings, then ranks under other schemes and metrics."""
-    columns = (
-        *("method", f"DSC − {BASELINE}", *(f"at {center}" for center in table.centers)),
-        *("p (Holm)", "effect size", "rank", "rank interval", "P(best)", "tier"),
-    )
-    lines = []
-    for row in table.rows:
-        one, place = found.comparisons.get(row.label), found.standings.get(row.label)
-        if one is None and place is None:
-            continue
-        centers = one.centers if one else {}
-        lines.append(
-            (
-                row.label,
-                difference_text(one.overall) if one else "baseline" if row.is_baseline else BLANK,
-                *(difference_text(centers[name]) if name in centers else BLANK for name in table.centers),
-                BLANK if one is None or one.p_holm is None else f"{one.p_holm:.3f}",
-                BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",
-                str(place.rank) if place else BLANK,
-                "–".join(map(str, place.rank_interval)) if place and place.rank_interval else BLANK,
-                BLANK if place is None or place.p_best is None else f"{place.p_best:.2f}",
-                str(place.tier) if place and place.tier else BLANK,
-            )
-        )
-    sheets = [
-        Sheet(
-            heading=(
-                f"Evidence: {EVIDENCE[found.evidence]}",
-                "difference of mean DSC in points with its 95 % interval (two-way bootstrap over seeds and patients, docs/statistics.md); "
-                "effect size: Cohen's d_z over patients; rank 1 is best, control rows have none",
-            ),
-            columns=columns,
-            rows=tuple(lines),
-            footer=found.notes,
-            numeric=frozenset(columns) - {"method"},
-        )
-    ]
-    if found.robustness:
-        methods = [row.label for row in table.rows if row.label in found.standings]
-        sheets.append(
-            Sheet(
-                heading=("Ranks under other schemes and metrics; Kendall's τ with the official ranks (first line)",),
-                columns=("metric", "scheme", *methods, "τ"),
-                rows=tuple(
-                    (
-                        HEADERS[one.metric],
-                        one.scheme,
-                        *(str(one.ranks[method]) for method in methods),
-                        BLANK if one.tau is None else f"{one.tau:+.2f}",
-                    )
-                    for one in found.robustness
-                ),
-                numeric=frozenset({*methods, "τ"}),
-            )
-        )
-    return sheets
-
-
-def difference_text(difference: Difference) -> str:
-    """In points, with its interval where there is one."""
-    mean = f"{100 * difference.mean:+.1f}"
-    if difference.interval is None:
-        return mean
-    low, high = (100 * bound for bound in difference.interval)
-    return f"{mean} [{low:+.1f}, {high:+.1f}]"
-
-
 def detection_sheet(table: Table) -> Sheet:
     """Lesions found and falsely found, and distances among detected cases, of complete rows."""
     words = {
@@ -217,24 +144,33 @@ def cost_sheet(table: Table) -> Sheet:
             f"{row.cost.deployed_params:,}",
             f"{row.cost.deployed_gmacs:.3f}",
             BLANK if row.cost.seconds_per_case is None else f"{row.cost.seconds_per_case:.2f}",
-            f"{row.cost.train_seconds:.0f}",
-            BLANK if row.cost.train_factor is None else f"{row.cost.train_factor:.2f}",
+            BLANK if row.cost.train_seconds is None else f"{row.cost.train_seconds:.0f}",
+            row.cost.factor_text or BLANK,
         )
         for row in table.rows
         if row.cost is not None
     ]
-    machines = sorted({machine for row in table.rows if row.cost for machine in row.cost.machines})
     return Sheet(
         heading=(
             "Cost of the method's stages together, means over runs",
             "parameters, GFLOPs: the convention of the paper's Table VI, training network, one crop of each stage; deployed: what "
-            f"predicts; s per case: its stages, flips included; × {BASELINE}: median step time, pairwise on the same machine",
-            f"times as the runs had them, not on an idle machine: {'; '.join(machines)}",
+            f"predicts; s per case: its stages, flips included; × {BASELINE}: median step time relative to the run of {BASELINE} with the "
+            "same center and seed on the same kind of machine (median over pairs, from the least to the greatest)",
+            times_text(table),
         ),
         columns=columns,
         rows=tuple(rows),
         numeric=frozenset(columns) - {"method"},
     )
+
+
+def times_text(table: Table) -> str:
+    """Where the times of a table were taken."""
+    costs = [row.cost for row in table.rows if row.cost is not None]
+    (machine,) = {cost.timed_on for cost in costs}
+    others = sorted({name for cost in costs for name in cost.machines} - {machine})
+    left = f"; runs on other machines give no seconds ({'; '.join(others)})" if others else ""
+    return f"times as the runs had them, not on an idle machine: {machine}{left}"
 
 
 def imported_sheet(table: Table) -> Sheet:
@@ -292,10 +228,10 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
         f"setting {view.setting}, "
         f"threshold {view.threshold_text}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
-        f"dgbench {', '.join(table.dgbench)}; seeds {seeds_text(compiled, table)}; cases {cases}; {troubles(table)}; "
+        f"dgbench {', '.join(table.dgbench)}; {runs_text(compiled, table)}; cases {cases}; {troubles(table)}; "
         f"data {table.data}",
         standing(compiled, table),
-        UNITS,
+        units(compiled.nsd_tolerance_mm),
     ]
     if len(compiled.tables) > 1:
         lines.append(
@@ -316,11 +252,7 @@ def troubles(table: Table) -> str:
 
 def standing(compiled: Compiled, table: Table) -> str:
     """Whether the table is a ranking, and if not, why."""
-    roi = "oracle ROI: the held-out label places the crop. " if compiled.view.setting.endswith("-Mask") else ""
-    threshold = (
-        "oracle threshold: chosen on the held-out center. " if compiled.view.threshold in TARGET_INFORMED else ""
-    )
-    oracle = roi + threshold
+    oracle = oracle_text(compiled.view)
     if compiled.folds:
         return f"{oracle}{table.preset}, not ranked; {IN_DOMAIN}"
     if not compiled.view.official:
@@ -328,6 +260,15 @@ def standing(compiled: Compiled, table: Table) -> str:
     if not table.ranked:
         return f"{table.preset}, not ranked"
     return "Official ranking: mean over centers of the mean DSC over cases; complete rows only"
+
+
+def oracle_text(view: View, settings: Sequence[str] | None = None) -> str:
+    """What the held-out center told, in sentences; of the view's own setting or of all ``settings`` that a table holds."""
+    masked = [setting for setting in settings or [view.setting] if setting.endswith("-Mask")]
+    where = f" in {' and '.join(masked)}" if settings else ""
+    roi = f"oracle ROI{where}: the held-out label places the crop. " if masked else ""
+    threshold = "oracle threshold: chosen on the held-out center. " if view.threshold in TARGET_INFORMED else ""
+    return roi + threshold
 
 
 def center_cell(table: Table, row: Row, center: str) -> str:

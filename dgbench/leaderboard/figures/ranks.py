@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dgbench.leaderboard.figures.board import Board, Drawing, NothingToDraw, Options
 from dgbench.leaderboard.figures.style import finish
 from dgbench.leaderboard.results import Row, seed_means
+from dgbench.leaderboard.sheets import UNRANKED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,8 @@ def strips(board: Board) -> list[Strip]:
         NothingToDraw: fewer than three seeds, statistics that could not be made, or no two rows to rank.
     """
     table = board.table
+    if not table.ranked:
+        raise NothingToDraw(UNRANKED)
     if len(table.seeds) < LEAST_SEEDS:
         seeds = ", ".join(map(str, table.seeds))
         raise NothingToDraw(

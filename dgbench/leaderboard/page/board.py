@@ -11,7 +11,8 @@ from dgbench.leaderboard.ranking import Standing
 from dgbench.leaderboard.results import METRICS, Row, Score, Table, seed_means
 from dgbench.leaderboard.sheets import BLANK, HEADERS, number, points
 from dgbench.leaderboard.statistics import BASELINE, Comparison
-from dgbench.leaderboard.tables import RECORDS, center_cell, detection_cell, difference_text, rank_cell
+from dgbench.leaderboard.statistics_sheets import difference_text
+from dgbench.leaderboard.tables import RECORDS, center_cell, detection_cell, rank_cell
 from dgbench.store.tiers import TIERS
 
 DETECTION_HEADERS = {
@@ -228,12 +229,12 @@ def _cost(row: Row) -> tuple[Cell, ...]:
     cost = row.cost
     if cost is None:
         return (EMPTY,) * 4
-    per_case, factor = cost.seconds_per_case, cost.train_factor
+    per_case, factor = cost.seconds_per_case, cost.factor_text
     return (
         Cell(text=f"{cost.params:,}", key=cost.params),
         Cell(text=f"{cost.gflops:.3f}", key=cost.gflops),
         EMPTY if per_case is None else Cell(text=f"{per_case:.2f}", key=per_case),
-        EMPTY if factor is None else Cell(text=f"{factor:.2f}", key=factor),
+        EMPTY if factor is None else Cell(text=factor, key=cost.train_factor),
     )
 
 

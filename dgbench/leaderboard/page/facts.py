@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from dgbench.leaderboard.results import Compiled, Table, seeds_text
-from dgbench.leaderboard.sheets import UNITS, describe_policy
+from dgbench.leaderboard.results import Compiled, Table, runs_text
+from dgbench.leaderboard.sheets import UNRANKED, describe_policy, units
 from dgbench.leaderboard.statistics import Evidence
-from dgbench.leaderboard.tables import EVIDENCE, standing, troubles
+from dgbench.leaderboard.statistics_sheets import EVIDENCE
+from dgbench.leaderboard.tables import standing, troubles
 
 SELECTION = {
     "source-val": "source-val — the checkpoint with the best mean over source validation; the held-out center has no say",
@@ -48,11 +49,11 @@ def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
         "Threshold rule": threshold,
         "Policy": describe_policy(compiled.policy).removeprefix("policy "),
         "Held-out cases": f"{', '.join(cases)}; {troubles(table)}",
-        "Seeds": seeds_text(compiled, table),
+        "Seeds": runs_text(compiled, table).removeprefix("seeds "),
         "Missing cells": str(len(table.missing)) + (" — listed below with reason and command" if table.missing else ""),
         "Data": table.data,
         "dgbench": ", ".join(table.dgbench),
-        "Units": UNITS,
+        "Units": units(compiled.nsd_tolerance_mm),
     }
 
 
@@ -66,4 +67,6 @@ def evidence_words(table: Table) -> Mapping[str, str] | None:
     if table.statistics is None:
         return None
     grade = table.statistics.evidence
+    if not table.ranked:
+        return {"grade": grade.value, "words": UNRANKED, "permits": "Differences with their intervals.", "rule": RULE}
     return {"grade": grade.value, "words": EVIDENCE[grade], "permits": PERMITS[grade], "rule": RULE}

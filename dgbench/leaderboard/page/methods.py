@@ -10,9 +10,10 @@ from dgbench.info import MethodInfo
 from dgbench.leaderboard.page.card import method_card
 from dgbench.leaderboard.page.facts import table_title
 from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Missing, Row, Table
-from dgbench.leaderboard.sheets import BLANK, HEADERS, Sheet, number, points
+from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
 from dgbench.leaderboard.statistics import BASELINE
-from dgbench.leaderboard.tables import center_cell, cost_sheet, difference_text, missing_sheet
+from dgbench.leaderboard.statistics_sheets import difference_text
+from dgbench.leaderboard.tables import center_cell, cost_sheet, missing_sheet
 from dgbench.registry import BrokenMethod
 
 Registry = Mapping[str, MethodInfo | BrokenMethod]
@@ -103,7 +104,7 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
         "Mean DSC": number("dsc", row.mean["dsc"]) if row.complete else "incomplete, not ranked",
         "Rank": BLANK if row.rank is None else str(row.rank),
         "Seeds": ", ".join(map(str, row.seeds)),
-        "Evidence": found.evidence.value if found and row.complete else "none: no complete row",
+        "Evidence": _evidence(table, row),
     }
     if one is not None:
         facts[f"Difference to {one.baseline}"] = difference_text(one.overall) + " points"
@@ -120,6 +121,12 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
     if row.notes:
         facts["Notes"] = "; ".join(row.notes)
     return facts
+
+
+def _evidence(table: Table, row: Row) -> str:
+    if not table.ranked:
+        return f"none: {UNRANKED}"
+    return table.statistics.evidence.value if table.statistics and row.complete else "none: no complete row"
 
 
 def _centers(table: Table, row: Row) -> Sheet:

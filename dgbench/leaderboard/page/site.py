@@ -17,13 +17,13 @@ from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import Compiled, Table
 from dgbench.leaderboard.sheets import BANNERS, NOTES, Sheet, printable
 from dgbench.leaderboard.statistics import BASELINE
+from dgbench.leaderboard.statistics_sheets import statistics_sheets
 from dgbench.leaderboard.tables import (
     cost_sheet,
     detection_sheet,
     imported_sheet,
     missing_sheet,
     published_sheet,
-    statistics_sheets,
 )
 from dgbench.protocol import Protocol
 from dgbench.registry import discover
@@ -167,7 +167,8 @@ def _index(
 def _sheets(table: Table) -> dict[str, Any]:
     statistics = statistics_sheets(table, table.statistics) if table.statistics else []
     if statistics:  # the grade stands above the table already
-        titled = (f"Differences to {BASELINE}, center by center, and standings", *statistics[0].heading[1:])
+        standings = ", and standings" if table.ranked else ""
+        titled = (f"Differences to {BASELINE}, center by center{standings}", *statistics[0].heading[1:])
         statistics[0] = replace(statistics[0], heading=titled)
     return {
         "notes": table.statistics.notes if table.statistics else (),
