@@ -43,7 +43,9 @@ def add_whole(
         )
         write_json(folder / "env.json", {"processor": "Abacus"})
         append_jsonl(folder / "tumor-fine" / "times.jsonl", {"step": 20, "steps": 20, "seconds": 2.0})
-        times = [{"case": names[0], "setting": "F-Seg", "checkpoint": "source-val", "seconds": 1.0}]
+        times = [
+            {"case": names[0], "setting": "F-Seg", "checkpoint": "source-val", "seconds": 1.0, "round_seconds": [1.0]}
+        ]
         pd.DataFrame(times).to_parquet(folder / "evaluation" / "times.parquet")
     return folder
 

@@ -34,16 +34,25 @@ def add_priced_run(root: Path, method: str, heldout: str, step: float, **changes
     seen = [(first, "C-Seg", 1.0), (first, "F-Seg", 2.0), (second, "F-Seg", 5.0)]
     others = [("OTHER/a", "F-Seg", 50.0), (first, "F-Mask", 50.0)]
     rows = [
-        {"case": case, "setting": setting, "checkpoint": "source-val", "seconds": seconds}
+        {
+            "case": case,
+            "setting": setting,
+            "checkpoint": "source-val",
+            "seconds": seconds,
+            "round_seconds": [seconds / 4] * 2,
+        }
         for case, setting, seconds in (*seen, *others)
     ]
-    rows.append({"case": first, "setting": "F-Seg", "checkpoint": "last-step", "seconds": 50.0})
+    rows.append(
+        {"case": first, "setting": "F-Seg", "checkpoint": "last-step", "seconds": 50.0, "round_seconds": [50.0]}
+    )
     pd.DataFrame(rows).to_parquet(folder / "evaluation" / "times.parquet")
     return folder
 
 
 def test_a_run_tells_what_it_cost(tmp_path: Path) -> None:
-    """Seconds per case: chain Seg, official checkpoint, held-out cases, all own stages; a pause is no part of a step."""
+    """Seconds per case: chain Seg, official checkpoint, held-out cases, all own stages; per round: of the last stage, two rounds in each
+    case; a pause is no part of a step."""
     add_priced_run(tmp_path, "erm", "MSD", step=0.5)
     (run,) = iter_runs(tmp_path)
     assert read_run_cost(run, read_checked(run.evaluation)) == RunCost(
@@ -52,6 +61,7 @@ def test_a_run_tells_what_it_cost(tmp_path: Path) -> None:
         deployed_params=10,
         deployed_gmacs=1.0,
         seconds_per_case=4.0,
+        seconds_per_round=0.875,
         train_seconds=92.0,
         step_seconds=3.0,
         machine=("Abacus", "fp32", "2 threads", "torch 2.13"),

@@ -119,7 +119,10 @@ def leaderboard(
         typer.echo(f"nothing is published for protocol {contract.name}", err=True)
     if table is not None:
         if form not in SHEETS:
-            raise DgbenchError(f"--table {table}: tables of the paper are printed as {', '.join(SHEETS)}, not {form}")
+            raise DgbenchError(
+                f"--table {table}: tables of the paper are printed as {', '.join(SHEETS)}, not {form} — for numbers leave --table out, and "
+                "name a setting with --setting"
+            )
         wanted = paper_table(table.upper(), contract)
         if wanted.name == "II" and view.threshold != OFFICIAL_THRESHOLD:
             raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dgbench.atomic import read_json, read_jsonl
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.checked_rows import rows_where
+from dgbench.leaderboard.thresholds import OFFICIAL_SETTING
 from dgbench.store.folder import RunFolder
 from dgbench.store.foreign import read_arrow, told_as_value_error
 
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
 class RunCost:
     """One run's own stages together. ``params`` and ``gflops`` by the convention of the paper's Table VI (training network, all heads),
     ``deployed_params`` and ``deployed_gmacs`` of what predicts; ``seconds_per_case`` is the mean over held-out cases, chain `Seg`,
-    official checkpoint; ``train_seconds`` includes loading, logging and validation, ``step_seconds`` is the number of steps times the
-    median step, in which pauses of the machine do not count. ``machine`` names what times depend on."""
+    official checkpoint, ``seconds_per_round`` that over the rounds of the last stage alone; ``train_seconds`` includes loading, logging and
+    validation, ``step_seconds`` is the number of steps times the median step, in which pauses of the machine do not count. ``machine``
+    names what times depend on."""
 
     params: int
     gflops: float
     deployed_params: int
     deployed_gmacs: float
     seconds_per_case: float | None
+    seconds_per_round: float | None
     train_seconds: float
     step_seconds: float
     machine: tuple[str, ...]
@@ -50,6 +53,7 @@ class RowCost:
     deployed_params: int
     deployed_gmacs: float
     seconds_per_case: float | None
+    seconds_per_round: float | None
     train_seconds: float | None
     train_factor: float | None
     factor_range: tuple[float, float] | None
@@ -86,12 +90,14 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
             whole, deployed = counted["table-vi"], counted["macs"]
             ran = run.spec.environment
             rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
+            per_case, per_round = _seconds(read_arrow(files[1]), cases)
             cost = RunCost(
                 params=int(whole["params"]),
                 gflops=float(whole["gflops"]),
                 deployed_params=int(deployed["params"]),
                 deployed_gmacs=float(deployed["gflops"]),
-                seconds_per_case=_seconds_per_case(read_arrow(files[1]), cases),
+                seconds_per_case=per_case,
+                seconds_per_round=per_round,
                 train_seconds=math.fsum(row["seconds"] for log in rows for row in log),
                 step_seconds=math.fsum(steps),
                 machine=(
@@ -109,8 +115,9 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
 
 
-def _seconds_per_case(times: "pa.Table", cases: "pa.Table") -> float | None:
-    """What the chain `Seg` takes for a held-out case with the official checkpoint; None where no such time was taken."""
+def _seconds(times: "pa.Table", cases: "pa.Table") -> tuple[float | None, float | None]:
+    """What the chain `Seg` takes for a held-out case with the official checkpoint, and a round of its last stage; None where no such time
+    was taken."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -123,7 +130,9 @@ def _seconds_per_case(times: "pa.Table", cases: "pa.Table") -> float | None:
     )
     taken = times.filter(wanted)
     seconds = compute.sum(taken["seconds"]).as_py()
-    return None if seconds is None else float(seconds) / len(taken["case"].unique())
+    final = taken.filter(compute.equal(taken["setting"], OFFICIAL_SETTING))
+    per_round = compute.mean(compute.list_flatten(final["round_seconds"])).as_py()
+    return None if seconds is None else float(seconds) / len(taken["case"].unique()), per_round
 
 
 def common_machine(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> tuple[str, ...] | None:
@@ -157,6 +166,7 @@ def row_cost(
         deployed_params=every[0].deployed_params,
         deployed_gmacs=fmean(cost.deployed_gmacs for cost in every),
         seconds_per_case=_mean(cost.seconds_per_case for cost in timed),
+        seconds_per_round=_mean(cost.seconds_per_round for cost in timed),
         train_seconds=_mean(cost.train_seconds for cost in timed),
         train_factor=median(factors) if factors else None,
         factor_range=(min(factors), max(factors)) if factors else None,

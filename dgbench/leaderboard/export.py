@@ -11,7 +11,7 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score
+from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, QUARTILES, Compiled, Row, Score
 from dgbench.leaderboard.sheets import BANNERS, REPORTED, describe_policy, printable, units
 from dgbench.leaderboard.statistics import Difference
 from dgbench.leaderboard.tables import standing
@@ -28,7 +28,10 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
         "standing": list({standing(compiled, table): None for table in compiled.tables}),
         "nsd_tolerance_mm": compiled.nsd_tolerance_mm,
         "units": {
-            **{metric: "fraction" if metric in policies.OVERLAPS else "mm" for metric in (*METRICS, *AMONG_DETECTED)},
+            **{
+                metric: "fraction" if metric in policies.OVERLAPS else "mm"
+                for metric in (*METRICS, *AMONG_DETECTED, *QUARTILES)
+            },
             **{metric: "fraction" if metric == "sensitivity" else "lesions per case" for metric in DETECTION},
         },
         "first_seeds": compiled.first_seeds,
@@ -58,9 +61,11 @@ def _row_json(row: Row) -> dict[str, Any]:
 CSV_COLUMNS = (
     *("status", "rank", "method", "center", "seeds", "n", "n_excluded", "n_empty_prediction", "n_failed"),
     *(name for metric in (*METRICS, *AMONG_DETECTED, *DETECTION) for name in (metric, f"{metric}_sd")),
+    *QUARTILES,
     *("evidence", "difference", "difference_low", "difference_high", "p_holm", "effect_size"),
     *("rank_low", "rank_high", "p_best", "tier", "worst_center"),
-    *("params", "gflops", "deployed_params", "deployed_gmacs", "seconds_per_case", "train_seconds", "train_factor"),
+    *("params", "gflops", "deployed_params", "deployed_gmacs", "seconds_per_case", "seconds_per_round"),
+    *("train_seconds", "train_factor"),
     *("train_factor_low", "train_factor_high", "timed_on"),
     *("record", "dgbench", "protocol_version", "content", "preset", "data", "notes", "command"),
 )
@@ -118,7 +123,7 @@ def _remarks(compiled: Compiled, published: Published | None) -> Iterable[str]:
     yield units(compiled.nsd_tolerance_mm)
     yield (
         "columns: sensitivity and p_best as fractions, false positives per case, difference in points; n counts cases times seeds; seconds "
-        "are of the runs on the machine timed_on, not on an idle one"
+        "are of the runs on the machine timed_on, not on an idle one; median, q25 and q75 over cases, then means over seeds (and centers)"
     )
     if compiled.first_seeds is not None:
         yield f"--seeds {compiled.first_seeds}: runs with later seeds are left out"
@@ -160,6 +165,7 @@ def _csv_cost(cost: RowCost | None) -> dict[str, Any]:
         "gflops": cost.gflops,
         "deployed_gmacs": cost.deployed_gmacs,
         "seconds_per_case": cost.seconds_per_case,
+        "seconds_per_round": cost.seconds_per_round,
         "train_seconds": cost.train_seconds,
         "train_factor": cost.train_factor,
         "train_factor_low": low,
@@ -179,5 +185,7 @@ def _csv_scores(scores: Mapping[str, Score]) -> dict[str, Any]:
     for metric, score in scores.items():
         scale = 100 if metric in policies.OVERLAPS else 1
         line[metric] = f"{scale * score.mean:.4f}"
+        if metric in QUARTILES:
+            continue
         line[f"{metric}_sd"] = "" if score.sd is None else f"{scale * score.sd:.4f}"
     return line

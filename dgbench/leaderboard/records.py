@@ -25,7 +25,7 @@ from dgbench.frozen import one_line
 from dgbench.leaderboard.checked_rows import as_frame, read_checked, rows_where
 from dgbench.leaderboard.costs import RunCost, read_run_cost
 from dgbench.leaderboard.statistics import BASELINE
-from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
+from dgbench.leaderboard.thresholds import OFFICIAL_SETTING, OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol
 from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
@@ -39,7 +39,7 @@ class View:
     """Which of the stored rows a table is made of, and which policy resolves undefined values; ``threshold`` may be a rule that chooses one
     for every run."""
 
-    setting: str = "F-Seg"
+    setting: str = OFFICIAL_SETTING
     threshold: float | Rule = OFFICIAL_THRESHOLD
     checkpoint: str = "source-val"
     policy: str = "default"

@@ -20,6 +20,9 @@ centers."""
 AMONG_DETECTED = ("asd_detected", "hd95_detected", "centroid_detected")
 """Distances in mm over the cases where both masks hold voxels: no constant of a policy enters."""
 
+QUARTILES = tuple(f"{metric}_{part}" for metric in policies.DISTANCES for part in ("median", "q25", "q75"))
+"""Median and interquartile range of the distances over cases, in mm: they are skewed, and a mean hides it."""
+
 COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
 
 

@@ -10,7 +10,7 @@ from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.checked_rows import as_frame
 from dgbench.leaderboard.records import Record
-from dgbench.leaderboard.results import AMONG_DETECTED, COUNTS, METRICS
+from dgbench.leaderboard.results import AMONG_DETECTED, COUNTS, METRICS, QUARTILES
 from dgbench.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def summaries(
 def _result(records: tuple[Record, ...], line: Mapping[Any, Any]) -> Result:
     """Of the runs that the summary ``line`` is of."""
     means = {metric: float(line[f"{metric}_mean"]) for metric in (*METRICS, *AMONG_DETECTED)}
+    means |= {name: float(line[name]) for name in QUARTILES}
     return Result(records, means | _detection(records, line), {count: int(line[count]) for count in COUNTS})
 
 

@@ -133,6 +133,7 @@ def cost_sheet(table: Table) -> Sheet:
         "deployed parameters",
         "deployed GMACs",
         "s per case",
+        "s per round",
         "training s",
         f"× {BASELINE}",
     )
@@ -144,6 +145,7 @@ def cost_sheet(table: Table) -> Sheet:
             f"{row.cost.deployed_params:,}",
             f"{row.cost.deployed_gmacs:.3f}",
             BLANK if row.cost.seconds_per_case is None else f"{row.cost.seconds_per_case:.2f}",
+            BLANK if row.cost.seconds_per_round is None else f"{row.cost.seconds_per_round:.2f}",
             BLANK if row.cost.train_seconds is None else f"{row.cost.train_seconds:.0f}",
             row.cost.factor_text or BLANK,
         )
@@ -154,8 +156,9 @@ def cost_sheet(table: Table) -> Sheet:
         heading=(
             "Cost of the method's stages together, means over runs",
             "parameters, GFLOPs: the convention of the paper's Table VI, training network, one crop of each stage; deployed: what "
-            f"predicts; s per case: its stages, flips included; × {BASELINE}: median step time relative to the run of {BASELINE} with the "
-            "same center and seed on the same kind of machine (median over pairs, from the least to the greatest)",
+            f"predicts; s per case: its stages, flips included; s per round: of the last stage; × {BASELINE}: median step time relative to "
+            f"the run of {BASELINE} with the same center and seed on the same kind of machine (median over pairs, least to "
+            "greatest)",
             times_text(table),
         ),
         columns=columns,
