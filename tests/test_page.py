@@ -172,7 +172,7 @@ def test_only_what_the_seeds_permit_is_shown(tmp_path: Path, seeds: int, grade: 
     interval = best.cells[place["interval"]].mark
     assert interval is not None
     assert ("no interval" in interval) == (grade == "smoke")
-    assert ("[" in best.cells[place["mean DSC"]].text) == (grade != "smoke")
+    assert ("[" in best.cells[place["DSC − erm"]].text) == (grade != "smoke")
     assert (best.cells[place["p (Holm)"]].key is not None) == (grade == "claim")
     for header in ("rank interval", "P(best)", "tier"):
         assert (best.cells[place[header]].key is None) == (grade == "smoke")

@@ -101,6 +101,21 @@ class TestSubmit:
         with pytest.raises(DgbenchError, match="file"):
             write_record(only(runs), tmp_path / "file")
 
+    def test_half_a_run_becomes_no_record(self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        shutil.copytree(runs, tmp_path / "runs")
+        run = only(tmp_path / "runs")
+        (run.evaluation / "times.parquet").unlink()
+        (record,) = COMMITTED.glob("phantom/MSD/erm/seed0-*")
+        alone = tmp_path / "alone" / record.relative_to(COMMITTED)
+        shutil.copytree(record, alone)
+        for folder, preset, lost in (
+            (run.path, "mini", "evaluation/times.parquet"),
+            (alone, "bench", "pancreas-coarse/spec.json"),
+        ):
+            line = mistake(capsys, ["submit", str(folder), f"--to={tmp_path / 'records'}", f"--preset={preset}"])
+            assert f"{lost}: no such file — only whole runs become records" in line
+        assert not (tmp_path / "records").exists()
+
     def test_unfinished_run_becomes_no_record(
         self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -138,7 +153,10 @@ class TestSubmit:
         assert call(["verify", str(tmp_path / "records")]) == 0
         assert "1 records verified: 1 experimental" in capsys.readouterr().out
         record = tmp_path / "records" / run.relative
-        change(record / "spec.json", lambda spec: spec | {"seed": 1})
+        change(
+            record / "spec.json",
+            lambda spec: spec | {"seed": 1, "command": spec["command"].replace("--seed 0", "--seed 1")},
+        )
         moved = record.with_name(record.name.replace("seed0", "seed1"))
         record.rename(moved)
         rehash(moved)

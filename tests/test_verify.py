@@ -79,6 +79,38 @@ def test_a_changed_record_is_refused(records: Path, capsys: pytest.CaptureFixtur
 
 
 FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "another program": (
+        lambda record: change(record / "spec.json", lambda spec: spec | {"command": "rm -rf ~"}),
+        "command is no plain `dgbench run",
+    ),
+    "a second program": (
+        lambda record: change(record / "spec.json", lambda spec: spec | {"command": f"{spec['command']} && true"}),
+        "command is no plain `dgbench run",
+    ),
+    "another method": (
+        lambda record: change(
+            record / "spec.json", lambda spec: spec | {"command": spec["command"].replace("--method ", "--method x")}
+        ),
+        "command has --method x",
+    ),
+    "another seed": (
+        lambda record: change(record / "spec.json", lambda spec: spec | {"command": f"{spec['command']} --seed 7"}),
+        "command has --seed 7, the run is of 0",
+    ),
+    "weights": (
+        lambda record: (record / "tumor-fine" / "best.safetensors").write_bytes(b"x"),
+        "tumor-fine/best.safetensors: is no part of a record",
+    ),
+    "times": (
+        lambda record: (record / "evaluation" / "times.parquet").write_bytes(b"x"),
+        "its cost cannot be read (Parquet file size is 1 bytes",
+    ),
+    "parameters": (
+        lambda record: change(
+            record / "cost.json", lambda cost: cost | {"table-vi": cost["table-vi"] | {"params": -1}}
+        ),
+        "its cost cannot be read (a number that is negative or not finite)",
+    ),
     "a DSC raised a little": (lambda record: change_rows(record, raise_dsc), "is no ratio of whole voxels"),
     "a DSC raised too far": (set_dsc(0.995), "case MSD/MSD_0001, F-Seg, last-step, threshold 0.5: dsc is larger than"),
     "a DSC above one": (set_dsc(1.2), "dsc is outside of 0 to 1"),

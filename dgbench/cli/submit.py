@@ -17,7 +17,7 @@ def submit(
 ) -> None:
     """Write records of finished runs (no weights, predictions or pictures) that a pull request adds; shared stages come along."""
     from dgbench.store.manifest import REPRODUCTIONS, Manifest
-    from dgbench.store.record import with_shared, write_record
+    from dgbench.store.record import require_whole, with_shared, write_record
     from dgbench.verification.collect import finished_runs, siblings
 
     chosen = finished_runs(runs, preset, skipped=lambda line: typer.echo(line, err=True))
@@ -25,7 +25,10 @@ def submit(
         raise DgbenchError(
             f"{', '.join(map(str, runs))}: no finished run of {f'preset {preset}' if preset else 'a ranked preset'} there"
         )
-    for run in with_shared(chosen, siblings(chosen)):
+    every = with_shared(chosen, siblings(chosen))
+    for run in every:
+        require_whole(run)
+    for run in every:
         record = write_record(run, to)
         parent = record.parents[1] if record.parent.name == REPRODUCTIONS else record
         typer.echo(f"{record}  {Manifest.read(parent).tier}")

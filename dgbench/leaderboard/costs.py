@@ -108,8 +108,8 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
                     *((f"{ran.devices} devices",) if ran.devices > 1 else ()),
                 ),
             )
-            if not all(math.isfinite(value) for value in vars(cost).values() if isinstance(value, int | float)):
-                raise ValueError("a number that is not finite")
+            if not all(0 <= value < math.inf for value in vars(cost).values() if isinstance(value, int | float)):
+                raise ValueError("a number that is negative or not finite")
             return cost
     except (OSError, ValueError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error

@@ -105,7 +105,7 @@ def draw_overlays(
     figure.text(
         left / width, 1 - 0.18 / height, heading, fontsize=8.5, fontweight="bold", va="center", parse_math=False
     )
-    note = "DSC in points (0–100), of the whole volume"
+    note = "DSC in points (0–100), of the whole volume resampled to the task grid; tables give that on the grid of the scan"
     figure.text(left / width, 1 - 0.37 / height, note, fontsize=7, va="center")
     figure.legend(
         handles=_legend(), loc="lower center", ncols=len(COLOURS), fontsize=7, frameon=False, handlelength=2.6
@@ -263,9 +263,10 @@ def draw_contour(axis: "Axes", case: CaseSlice, mask: Mask, name: str, width: fl
 
 
 def line_style(name: str) -> Any:
-    """Solid for references, dashed for predictions, dotted for the coarse tumor."""
+    """Solid for the reference tumor, dash-dotted for the reference pancreas, dashed for predictions, dotted for the coarse tumor: also in a
+    grayscale print."""
     if name.startswith("reference"):
-        return "solid"
+        return (0, (6.0, 1.2, 1.2, 1.2)) if name.endswith("pancreas") else "solid"
     return (0, (1.5, 0.7)) if name.startswith("coarse") else (0, (3.5, 1.2))
 
 

@@ -156,7 +156,9 @@ def gather(
 def coverage(response: Response) -> list[str]:
     """Which cases the numbers are means over, and which are not among them."""
     cases = ", ".join(f"{center} {count}" for center, count in response.counts.items())
-    lines = [f"cases: {cases}; seeds {', '.join(map(str, response.seeds))}"]
+    grade = evidence(len(response.seeds))
+    smoke = "" if grade.has_interval else f" ({grade}: one or two seeds show that methods run)"
+    lines = [f"cases: {cases}; seeds {', '.join(map(str, response.seeds))}{smoke}"]
     if any(response.excluded.values()):
         out = ", ".join(f"{center} {count}" for center, count in response.excluded.items() if count)
         lines.append(f"left out at every strength, because the annotated lesion is empty at one: {out}")

@@ -25,7 +25,7 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
     lines = []
     for row in table.rows:
         one, place = found.comparisons.get(row.label), found.standings.get(row.label)
-        if one is None and place is None and not row.is_baseline:
+        if one is None and place is None and not (row.is_baseline and row.complete):
             continue
         centers = one.centers if one else {}
         lines.append(

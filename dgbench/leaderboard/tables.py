@@ -304,7 +304,7 @@ def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None
 def published_sheet(published: Published, setting: str) -> Sheet:
     """What the paper reports for ``setting``, marked as reported."""
     rows = published.counterpart(setting)
-    heading = (REPORTED, f"{published.source}; setting {setting}")
+    heading = (REPORTED, f"{published.source}; setting {setting}; DSC in points, distances in mm")
     if not rows:
         return Sheet(heading=(*heading, f"the paper reports nothing for setting {setting}"))
     centers = published.centers

@@ -7,12 +7,12 @@ made in another environment, is kept inside the first, under ``reproductions/``,
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from dgbench.atomic import TEMPORARY_PREFIX, make_folder, unwritable, write_json
 from dgbench.errors import DgbenchError
-from dgbench.store.folder import RunFolder, read_status
+from dgbench.store.folder import RunFolder, RunSpec, read_status
 from dgbench.store.keys import key_of
 from dgbench.store.manifest import REPRODUCTIONS, Manifest, environment_of
 from dgbench.store.study import BEST, KEPT_OF_STUDY, TUNING
@@ -21,6 +21,8 @@ from dgbench.store.tiers import supported_tier
 KEPT = ("spec.json", "status.json", "env.json", "cost.json")
 KEPT_OF_EVALUATION = ("spec.json", "status.json", "cases.parquet", "times.parquet")
 KEPT_OF_STAGE = ("spec.json", "status.json", "result.json", "validation.jsonl", "times.jsonl")
+IMPORT_LACKS = ("env.json", "cost.json", "evaluation/times.parquet")
+"""Files that the record of an imported prediction set does not have: nothing ran."""
 
 
 def write_record(run: RunFolder, root: Path) -> Path:
@@ -31,14 +33,9 @@ def write_record(run: RunFolder, root: Path) -> Path:
     can be compiled and read like its run, but not trained on or evaluated. Its command names no folder of this machine.
 
     Raises:
-        DgbenchError: the run is not done or its preset was modified, or ``root`` cannot be written.
+        DgbenchError: the run cannot become a record (:func:`require_whole`), or ``root`` cannot be written.
     """
-    for folder in (run.path, run.evaluation):
-        status = read_status(folder)
-        if status.state != "done":
-            raise DgbenchError(f"{folder} is {status.state} — only finished runs become records")
-    if run.spec.protocol.modified:
-        raise DgbenchError(f"{run.path}: its preset was modified — only runs of a preset as it is become records")
+    require_whole(run)
     record = target = root / run.relative
     environment = environment_of(run.path)
     if (record / "spec.json").is_file() and environment_of(record) != environment:
@@ -47,7 +44,7 @@ def write_record(run: RunFolder, root: Path) -> Path:
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=root) as temporary:
             new = Path(temporary) / target.name
-            for name in _files(run):
+            for name in record_files(run.spec, run.own_stages):
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.path / name, new / name)
             write_json(new / "spec.json", {**run.spec.dump(), "command": _portable(run.spec.command, run.relative)})
@@ -64,23 +61,37 @@ def write_record(run: RunFolder, root: Path) -> Path:
     return target
 
 
+def require_whole(run: RunFolder) -> None:
+    """Raise DgbenchError where the run is not done, its preset was modified, or a file of its record or of a stage that it shares is not
+    there."""
+    for folder in (run.path, run.evaluation):
+        status = read_status(folder)
+        if status.state != "done":
+            raise DgbenchError(f"{folder} is {status.state} — only finished runs become records")
+    if run.spec.protocol.modified:
+        raise DgbenchError(f"{run.path}: its preset was modified — only runs of a preset as it is become records")
+    shared = [run.root / stage.folder / "spec.json" for stage in run.spec.stages.values()]
+    for path in (*(run.path / name for name in record_files(run.spec, run.own_stages)), *shared):
+        if any(part.is_symlink() for part in (path, path.parent)):
+            raise DgbenchError(f"{path}: is a link — what lies elsewhere does not become part of a record")
+        if not path.is_file():
+            raise DgbenchError(f"{path}: no such file — only whole runs become records; run it again")
+
+
+def record_files(spec: RunSpec, own_stages: Iterable[str]) -> list[str]:
+    """What the record of a run consists of, below its folder, apart from its manifest and its reproductions."""
+    wanted = [*KEPT, *(f"evaluation/{name}" for name in KEPT_OF_EVALUATION)]
+    wanted += [f"{TUNING}/{name}" for name in KEPT_OF_STUDY if spec.tuned is not None]
+    wanted += [f"{stage}/{name}" for stage in own_stages for name in KEPT_OF_STAGE]
+    return [name for name in wanted if not (spec.method.imported and name in IMPORT_LACKS)]
+
+
 def with_shared(runs: Iterable[RunFolder], everything: Iterable[RunFolder]) -> list[RunFolder]:
     """``runs`` and the runs of the stages that they share, each once; ``everything`` is all that there is."""
     chosen = list(runs)
     wanted = {stage.folder.rpartition("/")[0] for run in chosen for stage in run.spec.stages.values()}
     known = {run.relative for run in chosen}
     return [*chosen, *(run for run in everything if run.relative in wanted and run.relative not in known)]
-
-
-def _files(run: RunFolder) -> Iterator[str]:
-    wanted = [*KEPT, *(f"evaluation/{name}" for name in KEPT_OF_EVALUATION)]
-    wanted += [f"{TUNING}/{name}" for name in KEPT_OF_STUDY if run.spec.tuned is not None]
-    wanted += [f"{stage}/{name}" for stage in run.own_stages for name in KEPT_OF_STAGE]
-    for name in wanted:
-        if any(path.is_symlink() for path in (run.path / name, (run.path / name).parent)):
-            raise DgbenchError(f"{run.path / name}: is a link — what lies elsewhere does not become part of a record")
-        if (run.path / name).is_file():
-            yield name
 
 
 def _portable(command: str, record: str) -> str:

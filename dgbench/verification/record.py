@@ -1,7 +1,9 @@
 """One record: whose files are as they were submitted, whose keys follow from what it says, and whose budget is the protocol's."""
 
 import math
+import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,13 @@ from dgbench.protocol import Protocol, ResolvedProtocol
 from dgbench.registry import discover
 from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, TunedRef, read_status
 from dgbench.store.keys import diff, key_of
-from dgbench.store.record import KEPT, KEPT_OF_EVALUATION, KEPT_OF_STAGE
+from dgbench.store.manifest import files_of
+from dgbench.store.record import KEPT_OF_STAGE, record_files
 from dgbench.store.study import BEST, STUDY, TUNING, read_configuration
 from dgbench.training.job import protocol_reference
 from dgbench.training.selection import center_mean, validation_steps
 from dgbench.yaml_text import parse_value
 
-IMPORT_LACKS = ("env.json", "cost.json", "evaluation/times.parquet")
-"""Files that the record of an imported prediction set does not have: nothing ran."""
 KEYED_WITHOUT_NUMBERS = 3
 """Evaluations up to this version state ``numbers``, but were keyed before that field existed."""
 SELECTED_EXACTLY = 1e-9
@@ -61,6 +62,7 @@ def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
         DgbenchError: what does not hold, in one line that names the file.
     """
     _check_complete(record)
+    _check_command(record)
     resolved = _check_protocol(record, protocol)
     stages = {name: _check_stage(record, name, resolved) for name in record.spec.stages}
     if record.spec.method.imported:
@@ -89,9 +91,9 @@ def source_cases(record: Record, stage: str, *parts: str) -> tuple[str, ...]:
 
 
 def _check_complete(record: Record) -> None:
-    wanted = [*KEPT, *(f"evaluation/{name}" for name in KEPT_OF_EVALUATION)]
-    if record.spec.method.imported:
-        wanted = [name for name in wanted if name not in IMPORT_LACKS]
+    wanted = record_files(record.spec, record.own)
+    if extra := sorted(set(files_of(record.path)) - set(wanted)):
+        raise DgbenchError(f"{record.path / extra[0]}: is no part of a record — remove it, and submit the run again")
     for path in [
         *(record.path / name for name in wanted),
         *(record.stage(stage) / name for stage in record.spec.stages for name in KEPT_OF_STAGE),
@@ -100,6 +102,25 @@ def _check_complete(record: Record) -> None:
             raise DgbenchError(f"{path}: no such file — a record is complete; submit the run again")
         if path.name == "status.json" and (state := read_status(path.parent).state) != "done":
             raise DgbenchError(f"{path}: {state} — only finished runs are records")
+
+
+def _check_command(record: Record) -> None:
+    """The command is one of dgbench and of this run: it is printed for others to repeat."""
+    spec, path = record.spec, record.path / "spec.json"
+    verb = "import-predictions" if spec.method.imported else "run"
+    try:
+        words = shlex.split(spec.command)
+    except ValueError:
+        words = []
+    if words[:2] != ["dgbench", verb] or shlex.join(words) != spec.command:
+        raise DgbenchError(f"{path}: command is no plain `dgbench {verb} …` — submit the run again")
+    said = {"--seed": "0", **dict(pairwise(words))}
+    named = {"--heldout": spec.heldout, "--seed": str(spec.seed)}
+    if not record.shared:
+        named["--name" if spec.method.imported else "--method"] = spec.method.name
+    for option, value in named.items():
+        if (found := said.get(option)) != value and ":" not in (found or ""):  # a plugin may be named by its class
+            raise DgbenchError(f"{path}: command has {option} {found}, the run is of {value}")
 
 
 def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:

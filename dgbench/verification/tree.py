@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.checked_rows import read_checked
 from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.costs import read_run_cost
 from dgbench.leaderboard.sheets import to_markdown
 from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol, load_protocol
@@ -60,6 +62,7 @@ def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
             for record in _records(run):
                 Manifest.read(record.path).check(record.path)
                 _check_agreement(record, check_rows(record, check_record(record, contract)), references)
+            read_run_cost(run, read_checked(run.evaluation))
             _check_tier(run)
         except DgbenchError as error:
             refused.append(str(error))

@@ -109,11 +109,13 @@ def _columns(table: Table) -> tuple[Column, ...]:
     overlaps = policies.OVERLAPS
     return (
         Column(header="rank", group="", title="official rank by mean DSC; only ranked rows have one"),
-        Column(header="mean", group=accuracy, falling=True, title="equal-weight mean over centers, ± sd over seeds"),
+        Column(
+            header="mean DSC", group=accuracy, falling=True, title="equal-weight mean over centers, ± sd over seeds"
+        ),
         Column(header="seeds", group=accuracy, falling=True, title="mean over centers of each seed; tick: their mean"),
         *(Column(header=center, group=accuracy, falling=True, title=f"held out: {center}") for center in table.centers),
         Column(header="worst center", group=accuracy, falling=True),
-        Column(header="mean DSC", group=difference, falling=True, title="points, with the 95 % interval"),
+        Column(header=f"DSC − {BASELINE}", group=difference, falling=True, title="points, with the 95 % interval"),
         Column(header="interval", group=difference, falling=True, title="the same, drawn; sorted by the lower end"),
         Column(header="p (Holm)", group=difference, title="adjusted for all methods that are compared"),
         Column(header="effect size", group=difference, falling=True, title="Cohen's d_z over patients"),
@@ -131,8 +133,12 @@ def _columns(table: Table) -> tuple[Column, ...]:
         Column(header="parameters", group=cost, title="training network, all heads"),
         Column(header="GFLOPs", group=cost, title="convention of the paper's Table VI"),
         Column(header="s per case", group=cost, title="inference, flips included"),
-        Column(header=f"training × {BASELINE}", group=cost, title="median step time, pairwise on the same machine"),
-        Column(header="seeds run", group="Row"),
+        Column(
+            header=f"training × {BASELINE}",
+            group=cost,
+            title="median step time, pairwise on the same kind of machine (least to greatest)",
+        ),
+        Column(header="seeds run", group="Row", title="at every center"),
         *((Column(header="record", group="Row", title=RECORDS),) if _has_records(table) else ()),
         Column(header="notes", group="Row", text=True),
     )
@@ -153,10 +159,16 @@ def _cells(table: Table, row: Row, one: Comparison | None, place: Standing | Non
         *(_score(metric, row.mean.get(metric)) if row.complete else EMPTY for metric in METRICS[1:]),
         *(_detection(metric, row) for metric in DETECTION_HEADERS),
         *_cost(row),
-        Cell(text=", ".join(map(str, row.seeds)), key=len(row.seeds)),
+        _seeds_run(row),
         *((_record(row),) if _has_records(table) else ()),
         _notes(row),
     )
+
+
+def _seeds_run(row: Row) -> Cell:
+    """The seeds that are there at every center."""
+    run = [seed for seed in row.seeds if all(seed in center.runs for center in row.centers.values())]
+    return Cell(text=", ".join(map(str, run)) or BLANK, key=len(run))
 
 
 def _has_records(table: Table) -> bool:

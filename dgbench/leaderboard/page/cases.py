@@ -45,7 +45,8 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class CasePage:
-    """What the template of a case shows: a sheet per table, pictures by table, and the neighbours in its center."""
+    """What the template of a case shows: a sheet per table, pictures by table, what the networks knew of it, and the neighbours in its
+    center."""
 
     case: str
     center: str
@@ -53,6 +54,7 @@ class CasePage:
     sheets: tuple[Sheet, ...]
     pictures: tuple[Picture, ...]
     without: tuple[str, ...]
+    standing: str
     before: str | None
     after: str | None
 
@@ -121,6 +123,9 @@ def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> It
                 sheets=tuple(_sheet(table, scores, center, case) for table in compiled.tables),
                 pictures=pictures,
                 without=without,
+                standing="judged by networks that were trained on other folds of its center"
+                if compiled.folds
+                else "which no method saw in training",
                 before=cases[position - 1] if position else None,
                 after=cases[position + 1] if position + 1 < len(cases) else None,
             )

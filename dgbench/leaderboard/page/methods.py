@@ -13,7 +13,7 @@ from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Missing, 
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.statistics_sheets import difference_text
-from dgbench.leaderboard.tables import center_cell, cost_sheet, missing_sheet
+from dgbench.leaderboard.tables import center_cell, cost_sheet, missing_sheet, rank_cell
 from dgbench.registry import BrokenMethod
 
 Registry = Mapping[str, MethodInfo | BrokenMethod]
@@ -102,7 +102,7 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
     facts = {
         "Method version": str(row.version),
         "Mean DSC": number("dsc", row.mean["dsc"]) if row.complete else "incomplete, not ranked",
-        "Rank": BLANK if row.rank is None else str(row.rank),
+        "Rank": rank_cell(table, row),
         "Seeds": ", ".join(map(str, row.seeds)),
         "Evidence": _evidence(table, row),
     }
@@ -157,7 +157,7 @@ def _centers(table: Table, row: Row) -> Sheet:
         )
     footer = ("empty: predictions without a voxel; empty and failed: over all seeds",)
     return Sheet(
-        heading=("Results by held-out center",),
+        heading=("Results by held-out center: DSC and NSD in points, distances in mm",),
         columns=columns,
         rows=tuple(lines),
         footer=footer,
