@@ -17,9 +17,10 @@ from dgbench.data.phantom.generate import plan_case
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.figures import FIGURES, centroids, cost, curves, embedding, failures, overlays
 from dgbench.leaderboard.figures.board import NothingToDraw, Options
-from dgbench.leaderboard.figures.panels import shown_cells
+from dgbench.leaderboard.figures.panels import INSET, _corner, shown_cells
 from dgbench.leaderboard.figures.style import EDGE, PALETTE, TONES, looks, pages, wrap
-from dgbench.store.slices import slice_file
+from dgbench.leaderboard.overlay import Field
+from dgbench.store.slices import CaseSlice, slice_file
 
 
 @pytest.fixture(autouse=True)
@@ -320,10 +321,11 @@ def test_every_figure_says_first_what_its_data_is_and_how_it_stands(tmp_path: Pa
 
 def test_stamps_name_the_rows_they_hold_for(tmp_path: Path) -> None:
     write_table(tmp_path)
-    assert board_of(tmp_path).stamps() == []
+    smoke = "smoke: one or two seeds show that methods run"
+    assert board_of(tmp_path).stamps() == [smoke]
     for center in CENTERS:
         add_whole(tmp_path, "erm_long", center, (0.1, 0.1), draws_factor=3)
-    assert board_of(tmp_path).stamps() == ["control row with 3× the draws, not ranked: erm_long"]
+    assert board_of(tmp_path).stamps() == [f"control row with 3× the draws, not ranked: erm_long; {smoke}"]
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:
@@ -367,3 +369,25 @@ def test_lines_are_broken_where_they_leave_the_sheet() -> None:
     widths = [TextToPath().get_text_width_height_descent(part, font, ismath=False)[0] for part in parts]
     assert max(widths) <= 72 * (5.0 - 2 * EDGE)
     assert len(parts) < 30
+
+
+def test_the_enlarged_lesion_hides_as_little_as_it_can() -> None:
+    """Lesion in the upper right, so that the inset would go to the lower left, where the prediction is."""
+    nothing = np.zeros((100, 100), bool)
+    lesion, wrong = nothing.copy(), nothing.copy()
+    lesion[35:40, 60:65] = True
+    wrong[80:95, 5:20] = True
+    masks = dict.fromkeys(("reference_pancreas", "pancreas", "tumor_coarse"), nothing)
+    view, zoom = Field(50, 50, 100), Field(37.5, 62.5, 10)
+    for predicted, low in ((nothing, 0.015), (wrong, 1 - INSET - 0.015)):
+        case = CaseSlice(
+            case="c/1",
+            image=np.zeros((100, 100)),
+            **masks,
+            reference_tumor=lesion,
+            tumor_fine=predicted,
+            spacing=(1, 1),
+            slice_index=0,
+            n_slices=1,
+        )
+        assert _corner(view, zoom, case)[0] == low

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from dgbench.leaderboard.figures.board import Board, Cell
 from dgbench.leaderboard.figures.style import SMALL_PT, TEXT_PT, Sheet
 from dgbench.leaderboard.overlay import (
@@ -144,7 +146,7 @@ def _method(axis: "Axes", case: CaseSlice, view: Field, zoom: Field, caption: st
     draw_contour(axis, case, case.tumor_fine, "fine tumor")
     draw_rectangle(axis, zoom)
     draw_caption(axis, caption)
-    inset = axis.inset_axes(_corner(view, zoom))
+    inset = axis.inset_axes(_corner(view, zoom, case))
     inset.grid(False)
     draw_slice(inset, case, zoom, bar=False)
     draw_contour(inset, case, case.reference_tumor, "reference tumor")
@@ -155,12 +157,21 @@ def _method(axis: "Axes", case: CaseSlice, view: Field, zoom: Field, caption: st
         spine.set_linewidth(0.7)
 
 
-def _corner(view: Field, zoom: Field) -> tuple[float, float, float, float]:
-    """The box of the inset, in units of the panel: lower left or upper right, whichever is farther from the lesion. Caption and the
-    scale bar are in the other two."""
-    x, y = (zoom.x - view.x) / view.side, (view.y - zoom.y) / view.side
+def _corner(view: Field, zoom: Field, case: CaseSlice) -> tuple[float, float, float, float]:
+    """The box of the inset, in units of the panel: lower left or upper right, whichever hides less of the lesion and of its prediction, of
+    equals the one that is farther from the lesion. Caption and the scale bar are in the other two."""
+    rows, columns = np.nonzero(case.reference_tumor | case.tumor_fine)
+    x = ((columns + 0.5) * case.spacing[1] - view.x) / view.side + 0.5
+    y = 0.5 - ((rows + 0.5) * case.spacing[0] - view.y) / view.side
     far = 1 - INSET - 0.015
-    return (0.015, 0.015, INSET, INSET) if x + y > 0 else (far, far, INSET, INSET)
+
+    def cost(low: float) -> tuple[int, float]:
+        hidden = (x >= low) & (x <= low + INSET) & (y >= low) & (y <= low + INSET)
+        near = (zoom.x - view.x) + (view.y - zoom.y)
+        return int(hidden.sum()), near if low == far else -near
+
+    low = min((0.015, far), key=cost)
+    return low, low, INSET, INSET
 
 
 def _caption(cell: Cell, case: str, drawn: CaseSlice) -> str:
