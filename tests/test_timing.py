@@ -147,6 +147,14 @@ def test_the_command_says_what_was_measured_where(capsys: pytest.CaptureFixture[
     assert erm["peak_mib"] > 1
 
 
+def test_what_counts_and_what_measures_are_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:
+    count = ["cost", "--method", "erm"]
+    assert mistake(capsys, [*count, "--repeats", "5"]) == "--repeats 5: of measurements — add --time"
+    assert mistake(capsys, [*count, "--time", "--convention", "macs"]).startswith(
+        "--convention macs: counts operations"
+    )
+
+
 def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = mistake(capsys, ["cost", "--method", "erm", "--time", "--device", "tpu"])
     assert line == "unknown device 'tpu' — known: cpu, cuda"

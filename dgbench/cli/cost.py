@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dgbench.protocol import ResolvedProtocol
 
 
+REPEATS = 20
+
+
 class ConventionName(StrEnum):
     """How operations are counted."""
 
@@ -27,12 +30,13 @@ def cost(
     method: Annotated[str, typer.Option("--method", help="Method, or several with commas, or `all`.")],
     settings: options.Set = None,
     convention: Annotated[
-        ConventionName,
+        ConventionName | None,
         typer.Option(
             "--convention",
-            help="table-vi: the training network with all heads, counted as in the paper's Table VI; macs, flops: the deployed network.",
+            help="table-vi (default): the training network with all heads, counted as in the paper's Table VI; macs, flops: the deployed "
+            "network.",
         ),
-    ] = ConventionName.table_vi,
+    ] = None,
     protocol: options.Protocol = "pancreas-tumor",
     preset: options.Preset = "paper",
     time: Annotated[
@@ -43,7 +47,9 @@ def cost(
             "idle machine.",
         ),
     ] = False,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measurements of each, with --time.")] = 20,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help=f"Measurements of each, with --time; default: {REPEATS}.")
+    ] = None,
     device: options.Device = None,
     threads: options.Threads = None,
     form: options.Format = options.ListFormat.table,
@@ -57,6 +63,11 @@ def cost(
     from dgbench.protocol import load_protocol
     from dgbench.registry import discover, find_method
 
+    if time and convention is not None:
+        raise DgbenchError(f"--convention {convention}: counts operations, --time measures — leave one out")
+    if repeats is not None and not time:
+        raise DgbenchError(f"--repeats {repeats}: of measurements — add --time")
+    convention = convention or ConventionName.table_vi
     contract = load_protocol(protocol)
     preset_overrides, method_overrides = split_overrides(settings or [])
     resolved = contract.resolve(preset, preset_overrides)
@@ -70,7 +81,7 @@ def cost(
         infos = [find_method(name) for name in names]
         chosen = {info.name: (info, info.configure(method_overrides)) for info in infos}
         machine = this_machine(resolved.preset.precision, device=device, threads=threads, devices=1)
-        _time(chosen, resolved, n_sources, repeats, machine, form)
+        _time(chosen, resolved, n_sources, repeats or REPEATS, machine, form)
         return
     rows = []
     for name in names:
