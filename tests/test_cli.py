@@ -243,8 +243,14 @@ def test_bf16_without_instructions_is_announced(
         assert ("no instructions" in capsys.readouterr().err) == (known is False and precision == "bf16")
 
 
-def test_the_leaderboard_of_no_runs_says_how_to_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    empty = ["leaderboard", "--runs", str(tmp_path / "none")]
+@pytest.mark.parametrize("there", [False, True])
+def test_the_leaderboard_of_no_runs_says_how_to_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if there:
+        (tmp_path / "runs").mkdir()
+    empty = ["leaderboard"]
     for form in ("table", "md"):
         assert call([*empty, "--format", form]) == 0
         out = " ".join(capsys.readouterr().out.split())

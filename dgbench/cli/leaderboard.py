@@ -112,7 +112,8 @@ def leaderboard(
             raise DgbenchError(
                 f"--{option} {chosen!r} is unknown to protocol {contract.name!r}{suggest(chosen, known)}"
             )
-    check_root(runs, contract)
+    if runs.exists() or runs != Path("runs"):  # without a folder of that name nothing was run yet: no mistake
+        check_root(runs, contract)
     view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     reported = load_published().beside(contract) if published else None
     if published and reported is None:
