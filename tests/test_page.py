@@ -16,6 +16,7 @@ from page_runs import REASON, TITLE, write_board
 
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard.figures import FIGURES
 from dgbench.leaderboard.page import site as site_room
 from dgbench.leaderboard.page.board import board
 from dgbench.leaderboard.page.card import render_markdown
@@ -190,7 +191,7 @@ def test_main_table_has_a_cell_for_every_column_and_the_numbers_of_the_rows(runs
     for row, line in zip(table.rows, shown.lines, strict=True):
         assert line.complete == row.complete
         if row.complete:
-            assert line.cells[place["mean"]].key == row.mean["dsc"].mean
+            assert line.cells[place["mean DSC"]].key == row.mean["dsc"].mean
             means = seed_means(row)
             assert sum(means.values()) / len(means) == pytest.approx(100 * row.mean["dsc"].mean)
         for center in CENTERS:
@@ -326,6 +327,35 @@ def test_a_marker_cannot_hide_files_of_others(tmp_path: Path, runs: Path) -> Non
     (out / "x").write_text("mine")
     with pytest.raises(DgbenchError, match="holds files that are not"):
         write_page(compiled(runs), out, root=runs, protocol=PROTOCOL)
+
+
+def test_figures_stand_in_the_page(runs: Path, tmp_path: Path) -> None:
+    """Of each table and of each row, with a word for every figure that is not there."""
+    out = tmp_path / "page"
+    write_page(compiled(runs), out, root=runs, protocol=PROTOCOL, cases=False, figures=True)
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    assert {"figures/0/ranks.png", "figures/0/centroids.png", "figures/0/erm/centroids.png"} <= files
+    shown = set()
+    for page in (out / "index.html", *(out / "methods").glob("*.html")):
+        for image in Page(page).all("img"):
+            assert image["alt"]
+            shown.add((page.parent / image["src"]).resolve().relative_to(out.resolve()).as_posix())
+    assert shown == files
+    text = (out / "index.html").read_text()
+    for name in FIGURES:
+        assert f"{name}: " in text
+    write_page(compiled(runs), out, root=runs, protocol=PROTOCOL, cases=False)
+    assert not list(out.rglob("*.png"))
+    assert "no figures: left out with --no-figures" in (out / "index.html").read_text()
+
+
+def test_very_many_runs_have_figures_only_when_asked(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dgbench.leaderboard.page.site.LARGEST", 3)
+    out = tmp_path / "page"
+    write_page(compiled(runs), out, root=runs, protocol=PROTOCOL, cases=False, figures=None)
+    assert "are more than 3 (--figures draws them all the same)" in (out / "index.html").read_text()
 
 
 def test_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def figures(
             f"drawn is the newest of {board.older + 1} tables; the others are not comparable with it, see `dgbench leaderboard`",
             err=True,
         )
-    chosen = Options(limit=limit / 100, by=by, lesion_type=_lesion_types(contract, board))
+    chosen = Options(limit=limit / 100, by=by, lesion_type=lesion_types(contract, board))
     empty = []
     for figure in draw_figures(board, names, out, form.value, chosen):
         if not figure.files:
@@ -88,12 +88,13 @@ def figures(
         typer.echo(reason, err=True)
 
 
-def _lesion_types(protocol: "Protocol", board: "Board") -> Callable[[str], str]:
+def lesion_types(protocol: "Protocol", board: "Board") -> Callable[[str], str]:
     """What grows in a case: from the recipe where every run is of the preset's own phantom, else unknown."""
     from dgbench.data.phantom import fingerprint, lesion_type
     from dgbench.launch.plan import phantom_recipe
 
-    size = protocol.presets[board.table.preset].phantom
+    preset = protocol.presets.get(board.table.preset)
+    size = None if preset is None else preset.phantom
     if size is None:
         return lambda _: "unknown"
     recipe = phantom_recipe(size)

@@ -49,6 +49,10 @@ def leaderboard(
             "--cases/--no-cases", help="Page: one for each held-out case; default: unless there are very many."
         ),
     ] = None,
+    figures: Annotated[
+        bool | None,
+        typer.Option("--figures/--no-figures", help="Page: with figures; default: unless there are very many runs."),
+    ] = None,
     table: Annotated[
         str | None,
         typer.Option("--table", help="The counterpart of a table of the paper: II to VI; in all its settings."),
@@ -78,8 +82,10 @@ def leaderboard(
     ] = "default",
 ) -> None:
     """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
+    from dgbench.cli.figures import lesion_types
     from dgbench.leaderboard import export, tables
     from dgbench.leaderboard.compile import compile_runs
+    from dgbench.leaderboard.figures.board import Options
     from dgbench.leaderboard.page.folder import check_folder
     from dgbench.leaderboard.page.site import write_page
     from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table, paper_table_sheets
@@ -92,8 +98,8 @@ def leaderboard(
 
     if form is TableFormat.html and out is None:
         raise DgbenchError("--format html: name the folder of the page with --out DIR")
-    if form is not TableFormat.html and (out is not None or cases is not None):
-        option = "--out" if out is not None else "--cases/--no-cases"
+    if form is not TableFormat.html and (out is not None or cases is not None or figures is not None):
+        option = "--out" if out is not None else "--cases/--no-cases" if cases is not None else "--figures/--no-figures"
         raise DgbenchError(f"{option}: belongs to --format html, not to {form}")
     contract, held_out = load_protocol(protocol), None
     if table is not None and table.upper() == "IV":
@@ -152,7 +158,16 @@ def leaderboard(
             typer.echo(export.to_json(compiled, reported))
         case TableFormat.html:
             assert out is not None
-            written = write_page(compiled, out, root=runs, protocol=contract, published=reported, cases=cases)
+            written = write_page(
+                compiled,
+                out,
+                root=runs,
+                protocol=contract,
+                published=reported,
+                cases=cases,
+                figures=figures,
+                choose=lambda board: Options(lesion_type=lesion_types(contract, board)),
+            )
             tables_word = "1 table" if len(compiled.tables) == 1 else f"{len(compiled.tables)} tables"
             typer.echo(f"{written.index}: {tables_word}, {written.methods} method pages, {written.cases}")
 

@@ -186,9 +186,13 @@ def load_board(
     presets = sorted({table.preset for table in there})
     if len(presets) > 1:
         raise DgbenchError(f"--runs {root}: runs of the presets {', '.join(presets)} — name one with --preset")
-    table = there[0]
+    return board_of(compiled, there[0], root, protocol, older=len(there) - 1)
+
+
+def board_of(compiled: Compiled, table: Table, root: Path, protocol: Protocol, older: int = 0) -> Board:
+    """The board of one table of the runs under ``root``; ``older`` tables of other runs are told beside."""
     cells = [
-        Cell(row.label, center, seed, read_run(root, root / folder), view, compiled.policy)
+        Cell(row.label, center, seed, read_run(root, root / folder), compiled.view, compiled.policy)
         for row in table.rows
         for center in table.centers
         for seed, run in sorted(row.centers[center].runs.items())
@@ -197,7 +201,7 @@ def load_board(
     shown = protocol.task.intensity
     between = f"{shown.low:g} to {shown.high:g}".replace("-", "−")
     intensities = f"percentiles {between}" if shown.kind == "percentile" else f"intensities {between} (CT: HU)"
-    return Board(compiled=compiled, table=table, intensities=intensities, cells=cells, older=len(there) - 1)
+    return Board(compiled=compiled, table=table, intensities=intensities, cells=cells, older=older)
 
 
 def _has_runs(row: Row) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from dgbench.atomic import replacing
+from dgbench.leaderboard.sheets import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,7 +173,7 @@ def wrap(lines: Sequence[str], width: float, size: float, weight: str = "normal"
     parts: list[str] = []
     for line in lines:
         part = ""
-        for word in line.split():
+        for word in printable(line).split():  # no font has control characters
             longer = f"{part} {word}" if part else word
             if part.strip() and measure.get_text_width_height_descent(longer, font, ismath=False)[0] > room:
                 parts.append(part)

@@ -1,6 +1,6 @@
 """The page of a method: all rows that it has in any table, what it is, what is missing, and how each of its runs is made again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from markupsafe import Markup
 from dgbench.info import MethodInfo
 from dgbench.leaderboard.page.card import method_card
 from dgbench.leaderboard.page.facts import table_title
+from dgbench.leaderboard.page.gallery import Gallery
 from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Missing, Row, Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
 from dgbench.leaderboard.statistics import BASELINE
@@ -41,6 +42,7 @@ class MethodRow:
     cost: Sheet | None
     missing: Sheet | None
     runs: tuple[RunLine, ...]
+    figures: Gallery | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,15 +57,19 @@ class MethodPage:
     rows: tuple[MethodRow, ...]
 
 
-def method_pages(compiled: Compiled, registry: Registry) -> list[MethodPage]:
-    """One page per method that has a row, by name."""
+def method_pages(
+    compiled: Compiled, registry: Registry, draw: Callable[[Table, Row], Gallery] | None = None
+) -> list[MethodPage]:
+    """One page per method that has a row, by name; with the figures that ``draw`` gives for a row."""
     rows: dict[str, list[MethodRow]] = {}
     for table in compiled.tables:
         holes: dict[str, list[Missing]] = {}
         for hole in table.missing:
             holes.setdefault(hole.label, []).append(hole)
         for row in table.rows:
-            rows.setdefault(row.method, []).append(_method_row(table, row, tuple(holes.get(row.label, ()))))
+            rows.setdefault(row.method, []).append(
+                _method_row(table, row, tuple(holes.get(row.label, ())), draw(table, row) if draw else None)
+            )
     return [_page(name, tuple(rows[name]), registry.get(name)) for name in sorted(rows)]
 
 
@@ -77,11 +83,12 @@ def _page(name: str, rows: tuple[MethodRow, ...], info: MethodInfo | BrokenMetho
     return MethodPage(name=name, title=info.title, source=source, card=card, unknown=unknown, rows=rows)
 
 
-def _method_row(table: Table, row: Row, holes: tuple[Missing, ...]) -> MethodRow:
+def _method_row(table: Table, row: Row, holes: tuple[Missing, ...], figures: Gallery | None) -> MethodRow:
     alone = Table(**{**vars(table), "rows": (row,), "missing": holes})
     return MethodRow(
         title=f"{row.label} — {table_title(table)}",
         facts=_facts(table, row),
+        figures=figures,
         config={key: _value(value) for key, value in row.config.items()},
         centers=_centers(alone, row),
         seeds=_seeds(row),

@@ -8,10 +8,12 @@ from typing import Any
 import jinja2
 
 import dgbench
+from dgbench.leaderboard.figures.board import Options
 from dgbench.leaderboard.page import cases as case_rooms
 from dgbench.leaderboard.page.board import board
 from dgbench.leaderboard.page.facts import evidence_words, table_facts, table_title
 from dgbench.leaderboard.page.folder import Site, check_folder, file_name, replacing_folder
+from dgbench.leaderboard.page.gallery import LARGEST, Choose, Painter, counted_runs
 from dgbench.leaderboard.page.methods import method_pages
 from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import Compiled, Table
@@ -52,6 +54,8 @@ def write_page(
     protocol: Protocol,
     published: Published | None = None,
     cases: bool | None = None,
+    figures: bool | None = False,
+    choose: Choose = lambda _: Options(),
 ) -> Written:
     """Write the page of ``compiled`` into ``out``, complete or not at all.
 
@@ -62,6 +66,9 @@ def write_page(
         protocol: the protocol that was compiled.
         published: reported numbers for a section of their own.
         cases: whether to write a page per case; by default for up to :data:`dgbench.leaderboard.page.cases.LARGEST` cases × rows.
+        figures: whether to draw the figures of each table and of each row; None: for up to
+            :data:`dgbench.leaderboard.page.gallery.LARGEST` runs.
+        choose: the options of figures, by their board.
 
     Raises:
         DgbenchError: ``out`` holds other files or cannot be written.
@@ -76,6 +83,7 @@ def write_page(
         "policy": POLICY,
         "version": dgbench.__version__,
         "case_words": words,
+        "figure_words": _no_figures(compiled, figures),
     }
     with replacing_folder(out) as site:
         for name in STATIC:
@@ -83,14 +91,25 @@ def write_page(
                 f"static/{name}", resources.files("dgbench.leaderboard.page").joinpath("static", name).read_bytes()
             )
         centers = case_rooms.cases_by_center(scores)
-        site.write("index.html", _index(environment, compiled, published, centers))
-        pages = method_pages(compiled, discover())
+        painter = None
+        if not environment.globals["figure_words"]:
+            painter = Painter(compiled, root, protocol, site, choose)
+        site.write("index.html", _index(environment, compiled, published, centers, painter))
+        pages = method_pages(compiled, discover(), painter.of_row if painter else None)
         template = environment.get_template("method.html")
         for page in pages:
             text = template.render(page=page, centers=_mine(page.name, compiled, scores), up="../")
             site.write(f"methods/{file_name(page.name)}.html", text)
         count = _write_cases(environment, compiled, root, scores, site)
     return Written(index=out / "index.html", methods=len(pages), cases=f"{count} case pages" if count else words)
+
+
+def _no_figures(compiled: Compiled, wanted: bool | None) -> str:
+    """Why there are no figures; empty where there are."""
+    runs = counted_runs(compiled)
+    if wanted is None and runs > LARGEST:
+        return f"no figures: {runs:,} runs are more than {LARGEST} (--figures draws them all the same)"
+    return "no figures: left out with --no-figures" if wanted is False else ""
 
 
 def _wanted_cases(
@@ -145,6 +164,7 @@ def _index(
     compiled: Compiled,
     published: Published | None,
     centers: dict[str, list[str]],
+    painter: Painter | None,
 ) -> str:
     tables = [
         {
@@ -153,6 +173,7 @@ def _index(
             "evidence": evidence_words(table),
             "board": board(table),
             "holes": missing_sheet(table) if table.missing else None,
+            "figures": painter.of_table(table) if painter else None,
             **_sheets(table),
         }
         for table in compiled.tables
