@@ -99,8 +99,8 @@ def test_records_give_what_they_can_and_the_rest_is_said(tmp_path: Path, capsys:
     assert "lack slices for the gallery" in text_of(drawing.sheets[0])
 
 
-def test_lesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dgbench.cli.figures import _lesion_types
+def testlesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dgbench.cli.figures import lesion_types
     from dgbench.data.phantom import fingerprint
 
     size = PROTOCOL.presets["bench"].phantom
@@ -109,7 +109,7 @@ def test_lesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys:
     add_whole(tmp_path / "other", "erm", "MSD", (0.5,))
     add_whole(tmp_path / "own", "erm", "MSD", (0.5,), centers={"phantom": fingerprint(recipe)})
     names = [f"MSD/{case_name('MSD', index)}" for index in range(10)]
-    other, own = (_lesion_types(PROTOCOL, board_of(tmp_path / name)) for name in ("other", "own"))
+    other, own = (lesion_types(PROTOCOL, board_of(tmp_path / name)) for name in ("other", "own"))
     assert {other(name) for name in names} == {"unknown"}
     assert [own(name) for name in names] == [lesion_type(recipe, name) for name in names]
 

@@ -352,8 +352,8 @@ def test_what_a_link_points_to_never_becomes_part_of_a_record(tmp_path: Path) ->
 
 
 def test_a_record_with_a_link_is_refused(tmp_path: Path) -> None:
-    run = finished(tmp_path / "runs")
-    record = write_record(run, tmp_path / "records")
+    record = finished(tmp_path / "runs").path
+    Manifest.of(record, "experimental").write(record)
     moved = tmp_path / "cases.parquet"
     shutil.move(record / "evaluation" / "cases.parquet", moved)
     (record / "evaluation" / "cases.parquet").symlink_to(moved)

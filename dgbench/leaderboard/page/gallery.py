@@ -59,16 +59,20 @@ class Painter(NamedTuple):
         board = board_of(self.compiled, replace(table, rows=rows), self.root, self.protocol)
         if not board.cells:
             return Gallery((), ("no figures: no finished run",))
-        pictures, notes = [], []
-        (self.site.folder / place).mkdir(parents=True, exist_ok=True)
+        pictures: list[Picture] = []
+        notes: list[str] = []
+        folder = self.site.folder / place
+        folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             try:
-                for written in draw_figures(board, [name], self.site.folder / place, "png", self.choose(board)):
-                    files = [path.relative_to(self.site.folder).as_posix() for path in written.files]
-                    pictures += [Picture(file, f"{name}: {FIGURES[name]}") for file in files if self.site.place(file)]
-                    notes += [f"{name}: {note}" for note in written.notes]
+                (written,) = draw_figures(board, [name], folder, "png", self.choose(board))
             except DgbenchError as error:  # a damaged run: the table stands without this figure
                 notes.append(f"{name}: {error}".replace(f"{self.root}/", ""))
+                continue
+            for path in written.files:
+                self.site.place(file := f"{place}/{path.name}")
+                pictures.append(Picture(file, f"{name}: {FIGURES[name]}"))
+            notes += [f"{name}: {note}" for note in written.notes]
         return Gallery(tuple(pictures), tuple(notes))
 
 
