@@ -382,36 +382,6 @@ def test_an_undefined_metric_is_named_never_nan(tmp_path: Path) -> None:
     assert "centroid" not in json.loads(to_json(result))["tables"][0]["rows"][0]["mean"]
 
 
-@pytest.mark.parametrize(
-    ("view", "reason"),
-    [
-        (View(setting="F-Mask"), "evaluation holds no setting F-Mask (stored: F-Seg)"),
-        (View(checkpoint="last-step"), "evaluation holds no checkpoint last-step (stored: source-val)"),
-    ],
-)
-def test_a_view_that_was_not_stored_is_a_hole(two_seeds: Path, view: View, reason: str) -> None:
-    table = only_table(two_seeds, view=view)
-    assert {hole.reason for hole in table.missing} == {reason}
-    assert len(table.missing) == 12
-    assert not any(row.complete for row in table.rows)
-
-
-def test_other_views_are_shown_unranked_and_oracle_rois_say_so(tmp_path: Path) -> None:
-    for center in CENTERS:
-        mask = case_row(center, 0, 0.7, setting="C-Mask", stage="tumor-coarse", roi="label")
-        add_run(
-            tmp_path,
-            "erm",
-            center,
-            cases=[mask, case_row(center, 0, 0.6), case_row(center, 0, 0.5, threshold=0.30000001)],
-        )
-    result = compiled(tmp_path, view=View(setting="C-Mask"))
-    assert [(row.rank, row.mean["dsc"].mean) for row in result.tables[0].rows] == [(None, pytest.approx(0.7))]
-    assert "oracle ROI" in terminal(result)
-    (row,) = only_table(tmp_path, view=View(threshold=0.3)).rows
-    assert (row.rank, row.mean["dsc"].mean) == (None, pytest.approx(0.5))
-
-
 def test_source_validation_rows_and_shared_pancreas_runs_are_not_counted(tmp_path: Path) -> None:
     for center in CENTERS:
         other = next(name for name in CENTERS if name != center)

@@ -194,6 +194,8 @@ def test_main_table_has_a_cell_for_every_column_and_the_numbers_of_the_rows(runs
             assert line.cells[place["mean DSC"]].key == row.mean["dsc"].mean
             means = seed_means(row)
             assert sum(means.values()) / len(means) == pytest.approx(100 * row.mean["dsc"].mean)
+        run = [seed for seed in row.seeds if all(seed in row.centers[center].runs for center in CENTERS)]
+        assert line.cells[place["seeds run"]].text == (", ".join(map(str, run)) or "–")
         for center in CENTERS:
             expected = row.centers[center].scores["dsc"].mean if row.centers[center].scores else None
             assert line.cells[place[center]].key == expected

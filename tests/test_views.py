@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cli_calls import mistake
-from leaderboard_runs import CENTERS, add_run, case_row, compiled, terminal
+from leaderboard_runs import CENTERS, add_run, case_row, compiled, only_table, terminal
 
 from dgbench.cli import call
 from dgbench.leaderboard.export import to_csv, to_json
@@ -139,3 +139,33 @@ def test_a_damaged_run_is_not_one_that_was_never_run(five_seeds: Path) -> None:
     assert hole.reason.startswith("unreadable: phantom/RENJI/randconv/seed3-")
     assert "30 runs counted" not in to_markdown(leaderboard_sheets(made))
     assert "29 runs counted, 1 missing" in to_markdown(leaderboard_sheets(made))
+
+
+@pytest.mark.parametrize(
+    ("view", "reason"),
+    [
+        (View(setting="F-Mask"), "evaluation holds no setting F-Mask (stored: F-Seg)"),
+        (View(checkpoint="last-step"), "evaluation holds no checkpoint last-step (stored: source-val)"),
+    ],
+)
+def test_a_view_that_was_not_stored_is_a_hole(two_seeds: Path, view: View, reason: str) -> None:
+    table = only_table(two_seeds, view=view)
+    assert {hole.reason for hole in table.missing} == {reason}
+    assert len(table.missing) == 12
+    assert not any(row.complete for row in table.rows)
+
+
+def test_other_views_are_shown_unranked_and_oracle_rois_say_so(tmp_path: Path) -> None:
+    for center in CENTERS:
+        mask = case_row(center, 0, 0.7, setting="C-Mask", stage="tumor-coarse", roi="label")
+        add_run(
+            tmp_path,
+            "erm",
+            center,
+            cases=[mask, case_row(center, 0, 0.6), case_row(center, 0, 0.5, threshold=0.30000001)],
+        )
+    result = compiled(tmp_path, view=View(setting="C-Mask"))
+    assert [(row.rank, row.mean["dsc"].mean) for row in result.tables[0].rows] == [(None, pytest.approx(0.7))]
+    assert "oracle ROI" in terminal(result)
+    (row,) = only_table(tmp_path, view=View(threshold=0.3)).rows
+    assert (row.rank, row.mean["dsc"].mean) == (None, pytest.approx(0.5))

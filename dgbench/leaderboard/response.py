@@ -11,7 +11,7 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.resampling import bootstrap, intervals
 from dgbench.leaderboard.scores import FloatArray
 from dgbench.leaderboard.sheets import BANNERS, UNDEFINED, Sheet, points
-from dgbench.leaderboard.statistics import evidence
+from dgbench.leaderboard.statistics import evidence, smoke_stamp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,9 +156,9 @@ def gather(
 def coverage(response: Response) -> list[str]:
     """Which cases the numbers are means over, and which are not among them."""
     cases = ", ".join(f"{center} {count}" for center, count in response.counts.items())
-    grade = evidence(len(response.seeds))
-    smoke = "" if grade.has_interval else f" ({grade}: one or two seeds show that methods run)"
-    lines = [f"cases: {cases}; seeds {', '.join(map(str, response.seeds))}{smoke}"]
+    smoke = smoke_stamp(len(response.seeds))
+    few = f" ({smoke})" if smoke else ""
+    lines = [f"cases: {cases}; seeds {', '.join(map(str, response.seeds))}{few}"]
     if any(response.excluded.values()):
         out = ", ".join(f"{center} {count}" for center, count in response.excluded.items() if count)
         lines.append(f"left out at every strength, because the annotated lesion is empty at one: {out}")

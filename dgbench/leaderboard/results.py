@@ -1,7 +1,7 @@
 """What a compiled leaderboard is made of: scores, rows, holes and tables, without a word on how they are printed."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
@@ -122,6 +122,10 @@ class Table:
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
     statistics: TableStatistics | None
+
+    def only(self, row: Row) -> "Table":
+        """The table with this row alone, and what it misses."""
+        return replace(self, rows=(row,), missing=tuple(hole for hole in self.missing if hole.label == row.label))
 
 
 @dataclass(frozen=True, kw_only=True)

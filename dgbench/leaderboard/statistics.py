@@ -49,6 +49,7 @@ class Evidence(StrEnum):
         return self is Evidence.CLAIM
 
 
+SMOKE = "one or two seeds show that methods run"
 SEEDS_FOR_A_ROW = 3
 SEEDS_FOR_A_CLAIM = 5
 
@@ -58,6 +59,12 @@ def evidence(n_seeds: int) -> Evidence:
     if n_seeds >= SEEDS_FOR_A_CLAIM:
         return Evidence.CLAIM
     return Evidence.ROW if n_seeds >= SEEDS_FOR_A_ROW else Evidence.SMOKE
+
+
+def smoke_stamp(n_seeds: int) -> str | None:
+    """What must be said beside numbers of so few seeds; None from three up."""
+    grade = evidence(n_seeds)
+    return None if grade.has_interval else f"{grade}: {SMOKE}"
 
 
 def smallest_sign_flip_p(n_centers: int) -> float:

@@ -4,10 +4,10 @@ from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.ranking import Standing
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet
-from dgbench.leaderboard.statistics import BASELINE, Difference, Evidence
+from dgbench.leaderboard.statistics import BASELINE, SMOKE, Difference, Evidence
 
 EVIDENCE = {
-    Evidence.SMOKE: "smoke — one or two seeds show that methods run; three make a row with intervals, five a claim",
+    Evidence.SMOKE: f"smoke — {SMOKE}; three make a row with intervals, five a claim",
     Evidence.ROW: "row — three or four seeds carry intervals, no p; five make a claim",
     Evidence.CLAIM: "claim — five seeds or more",
 }

@@ -13,7 +13,7 @@ from dgbench.leaderboard.figures.style import Sheet, new_sheet
 from dgbench.leaderboard.records import OFFICIAL, View
 from dgbench.leaderboard.results import Compiled, Row, Table, seeds_text
 from dgbench.leaderboard.sheets import BANNERS
-from dgbench.leaderboard.statistics import evidence
+from dgbench.leaderboard.statistics import smoke_stamp
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunFolder, read_run
 
@@ -111,8 +111,8 @@ class Board:
                 found.setdefault(stamp, []).append(label)
         every = len(self.labels)
         words = [stamp if len(rows) == every else f"{stamp}: {', '.join(rows)}" for stamp, rows in found.items()]
-        if self.table.ranked and not (grade := evidence(len(self.table.seeds))).has_interval:
-            words.append(f"{grade}: one or two seeds show that methods run")
+        if self.table.ranked and (smoke := smoke_stamp(len(self.table.seeds))):
+            words.append(smoke)
         if not self.table.ranked and not any("not ranked" in word for word in words):
             words.append("not ranked")
         return ["; ".join(words)] if words else []

@@ -50,9 +50,8 @@ class Painter(NamedTuple):
 
     def of_row(self, table: Table, row: Row) -> Gallery:
         """The figures of one row alone."""
-        holes = tuple(hole for hole in table.missing if hole.label == row.label)
         place = f"figures/{self.compiled.tables.index(table)}/{file_name(row.label)}"
-        return self._draw(replace(table, rows=(row,), missing=holes), OF_ONE_ROW, place)
+        return self._draw(table.only(row), OF_ONE_ROW, place)
 
     def _draw(self, table: Table, names: Iterable[str], place: str) -> Gallery:
         rows = tuple(replace(row, label=printable(row.label)) for row in table.rows)

@@ -10,7 +10,7 @@ from dgbench.info import MethodInfo
 from dgbench.leaderboard.page.card import method_card
 from dgbench.leaderboard.page.facts import table_title
 from dgbench.leaderboard.page.gallery import Gallery
-from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Missing, Row, Table
+from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Row, Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.statistics_sheets import difference_text
@@ -63,13 +63,8 @@ def method_pages(
     """One page per method that has a row, by name; with the figures that ``draw`` gives for a row."""
     rows: dict[str, list[MethodRow]] = {}
     for table in compiled.tables:
-        holes: dict[str, list[Missing]] = {}
-        for hole in table.missing:
-            holes.setdefault(hole.label, []).append(hole)
         for row in table.rows:
-            rows.setdefault(row.method, []).append(
-                _method_row(table, row, tuple(holes.get(row.label, ())), draw(table, row) if draw else None)
-            )
+            rows.setdefault(row.method, []).append(_method_row(table, row, draw(table, row) if draw else None))
     return [_page(name, tuple(rows[name]), registry.get(name)) for name in sorted(rows)]
 
 
@@ -83,8 +78,8 @@ def _page(name: str, rows: tuple[MethodRow, ...], info: MethodInfo | BrokenMetho
     return MethodPage(name=name, title=info.title, source=source, card=card, unknown=unknown, rows=rows)
 
 
-def _method_row(table: Table, row: Row, holes: tuple[Missing, ...], figures: Gallery | None) -> MethodRow:
-    alone = Table(**{**vars(table), "rows": (row,), "missing": holes})
+def _method_row(table: Table, row: Row, figures: Gallery | None) -> MethodRow:
+    alone = table.only(row)
     return MethodRow(
         title=f"{row.label} — {table_title(table)}",
         facts=_facts(table, row),
@@ -93,7 +88,7 @@ def _method_row(table: Table, row: Row, holes: tuple[Missing, ...], figures: Gal
         centers=_centers(alone, row),
         seeds=_seeds(row),
         cost=cost_sheet(alone) if row.cost else None,
-        missing=missing_sheet(alone) if holes else None,
+        missing=missing_sheet(alone) if alone.missing else None,
         runs=tuple(
             RunLine(center=center, seed=seed, dsc=points(run.means["dsc"]), run=run)
             for center, result in row.centers.items()
