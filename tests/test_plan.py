@@ -1,6 +1,7 @@
 """Keys hold what changes numbers and nothing else; data and protocol must be of one kind; nothing of the held-out center is read too
 early."""
 
+import gzip
 import json
 import os
 from dataclasses import replace
@@ -10,10 +11,11 @@ import pytest
 from training_fixtures import Mini
 
 from dgbench.cli.options import protocol_name
+from dgbench.data.phantom import write_phantom
 from dgbench.errors import DgbenchError
 from dgbench.launch import execute as execution
 from dgbench.launch import jobs
-from dgbench.launch.plan import RunPlan, RunRequest, plan_run
+from dgbench.launch.plan import RunPlan, RunRequest, data_folder, phantom_recipe, plan_run, resolve_request
 from dgbench.protocol import load_protocol
 
 
@@ -91,6 +93,28 @@ def test_what_changes_no_number_changes_no_key_and_no_rank(mini: Mini, tmp_path:
     assert train_keys(before) == train_keys(after)
     assert before.own.folder == after.own.folder
     assert not after.own.spec.protocol.modified
+
+
+def change_a_voxel(scan: Path) -> None:
+    with gzip.open(scan) as file:
+        content = bytearray(file.read())
+    content[-1] ^= 1
+    scan.write_bytes(gzip.compress(bytes(content)))
+
+
+def test_the_cached_phantom_is_known_by_its_recipe_and_other_data_by_their_bytes(tmp_path: Path) -> None:
+    """Processors differ in the last bits of the same phantom; a key is the same question on all of them (protocol.md §4)."""
+    request = RunRequest("erm", "RENJI", preset="tiny", threads=1, runs=tmp_path / "runs", cache=tmp_path / "cache")
+    resolved = resolve_request(request)[0]
+    assert resolved.preset.phantom is not None
+    folder, recipe = data_folder(request, resolved)
+    write_phantom(phantom_recipe(resolved.preset.phantom), folder)
+    given = replace(request, data=folder)
+    before, before_given = plan_run(request), plan_run(given)
+    assert {job.identity["data"] for part in before.folders for job in part.training} == {recipe}
+    change_a_voxel(next((folder / "MSD" / "imagesTr").iterdir()))
+    assert train_keys(plan_run(request)) == train_keys(before)
+    assert set(train_keys(plan_run(given))).isdisjoint(train_keys(before_given))
 
 
 def test_precision_is_the_machine_s_it_changes_the_keys_and_not_the_rank(mini: Mini, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a training changed": (
         lambda record: change(record / "tumor-fine" / "spec.json", lambda spec: spec | {"seed": 7}),
-        "tumor-fine/spec.json: key is 29c98762, what follows from its other fields gives",
+        "tumor-fine/spec.json: key is c4a2ba91, what follows from its other fields gives",
     ),
     "a stage gone": (lambda record: shutil.rmtree(record / "tumor-fine"), "a record is complete"),
     "an unconverged preset": (
@@ -219,13 +219,26 @@ def test_a_forged_record_with_new_hashes_is_refused(
     assert message in text
 
 
-def test_a_budget_is_the_protocols_though_every_key_fits(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Half the draws, with all keys, names and hashes made anew: the keys agree, the protocol does not."""
+def half_the_draws(stage: dict[str, Any]) -> dict[str, Any]:
+    stage["protocol"]["preset"]["stages"]["tumor-fine"]["draws"] = 4800
+    return stage | {"steps": 2400}
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (half_the_draws, "protocol.preset.stages.tumor-fine.draws: 9600 → 4800"),
+        (lambda stage: stage | {"data": "0" * 64}, "data is 00000000, the phantom of the run gives"),
+    ],
+    ids=["budget", "data"],
+)
+def test_a_training_is_of_the_protocol_though_every_key_fits(
+    records: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict[str, Any]], dict[str, Any]], message: str
+) -> None:
+    """Half the draws, or another phantom, with all keys, names and hashes made anew: the keys agree, the protocol does not."""
     record = record_of(records)
     spec = read_json(record / "spec.json")
-    stage = read_json(record / "tumor-fine" / "spec.json")
-    stage["protocol"]["preset"]["stages"]["tumor-fine"]["draws"] = 4800
-    stage = rekeyed(stage | {"steps": 2400})
+    stage = rekeyed(edit(read_json(record / "tumor-fine" / "spec.json")))
     write_json(record / "tumor-fine" / "spec.json", stage)
     spec["stages"]["tumor-fine"]["key"] = stage["key"]
     keys = {name: link["key"] for name, link in spec["stages"].items()}
@@ -240,7 +253,7 @@ def test_a_budget_is_the_protocols_though_every_key_fits(records: Path, capsys: 
     write_json(record / "spec.json", json.loads(text) | {"key": key})
     record.rename(folder)
     rehash(folder)
-    assert "protocol.preset.stages.tumor-fine.draws: 9600 → 4800" in mistake(capsys, ["verify", str(records)])
+    assert message in mistake(capsys, ["verify", str(records)])
 
 
 def test_a_lost_shared_record_is_a_hole_inside(records: Path, capsys: pytest.CaptureFixture[str]) -> None:

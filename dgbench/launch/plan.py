@@ -269,6 +269,8 @@ class _Builder:
         return {**own, **whole}
 
     def train_job(self, stage: str, info: MethodInfo, config: MethodConfig) -> TrainJob:
+        """The training of one stage. Its key knows the cached phantom by its recipe (protocol.md §4): the last bits of its volumes differ
+        between processors, and a key is the same question everywhere. Other data are known by their bytes."""
         resolved = self.resolved
         split = self.split.for_stage(support_centers=resolved.protocol.stages[stage].support_centers)
         wanted = {*split.train, *split.validation}
@@ -286,7 +288,7 @@ class _Builder:
                 "config": config.model_dump(mode="json"),
             },
             "seed": self.request.seed,
-            "data": set_fingerprint(cases, self.request.cache),
+            "data": self.identity or set_fingerprint(cases, self.request.cache),
             "split": {"id": split.id, "sources": split.sources, "train": split.train, "validation": split.validation},
             "environment": self.machine.identity(),
         }

@@ -228,6 +228,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
                 path, "method.name", method["name"], resolved.protocol.stages[name].recipe, "the recipe of the stage"
             )
         _equal(path, "steps", identity["steps"], steps, f"the budget of preset {spec.protocol.preset}")
+        if (phantom := spec.data.centers.get("phantom")) is not None:
+            _equal(path, "data", identity["data"], phantom, "the phantom of the run")
         heldout = [case for case in (*split["train"], *split["validation"]) if case.startswith(f"{spec.heldout}/")]
         if heldout or spec.heldout in split["sources"]:
             raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
