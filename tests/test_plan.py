@@ -107,7 +107,7 @@ def test_the_cached_phantom_is_known_by_its_recipe_and_other_data_by_their_bytes
     request = RunRequest("erm", "RENJI", preset="tiny", threads=1, runs=tmp_path / "runs", cache=tmp_path / "cache")
     resolved = resolve_request(request)[0]
     assert resolved.preset.phantom is not None
-    folder, recipe = data_folder(request, resolved)
+    folder, recipe = data_folder(None, request.cache, resolved)
     write_phantom(phantom_recipe(resolved.preset.phantom), folder)
     given = replace(request, data=folder)
     before, before_given = plan_run(request), plan_run(given)

@@ -2,7 +2,8 @@
 
 import json
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,8 +11,6 @@ from dgbench.cli import options
 from dgbench.errors import DgbenchError
 
 if TYPE_CHECKING:
-    from dgbench.info import MethodConfig, MethodInfo
-    from dgbench.launch.machine import Machine
     from dgbench.protocol import ResolvedProtocol
 
 
@@ -43,15 +42,23 @@ def cost(
         bool,
         typer.Option(
             "--time",
-            help="Measure instead: a training step (in memory, and with the loader) and a prediction of each stage, peak memory, on this "
-            "idle machine.",
+            help="Measure instead: a training step (in memory, and with the loader), a prediction, a whole case, peak memory, on this idle "
+            "machine.",
         ),
     ] = False,
     repeats: Annotated[
         int | None, typer.Option("--repeats", min=1, help=f"Measurements of each, with --time; default: {REPEATS}.")
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="With --time: folder with one folder per center, to time a whole case on; default: the phantom of the preset, or none.",
+        ),
+    ] = None,
     device: options.Device = None,
     threads: options.Threads = None,
+    cache: options.Cache = options.DEFAULT_CACHE,
     form: options.Format = options.ListFormat.table,
 ) -> None:
     """Parameters and operations (1e9) of a method's networks, the sum of its stages, for one crop each. Nothing is trained or read; with
@@ -60,6 +67,7 @@ def cost(
     from dgbench.info import MethodInfo
     from dgbench.launch.machine import this_machine
     from dgbench.launch.settings import split_overrides
+    from dgbench.launch.timing import time_methods, timed_cases
     from dgbench.protocol import load_protocol
     from dgbench.registry import discover, find_method
 
@@ -67,6 +75,8 @@ def cost(
         raise DgbenchError(f"--convention {convention}: counts operations, --time measures — leave one out")
     if repeats is not None and not time:
         raise DgbenchError(f"--repeats {repeats}: of measurements — add --time")
+    if data is not None and not time:
+        raise DgbenchError(f"--data {data}: cases to time inference on — add --time")
     convention = convention or ConventionName.table_vi
     contract = load_protocol(protocol)
     preset_overrides, method_overrides = split_overrides(settings or [])
@@ -81,7 +91,10 @@ def cost(
         infos = [find_method(name) for name in names]
         chosen = {info.name: (info, info.configure(method_overrides)) for info in infos}
         machine = this_machine(resolved.preset.precision, device=device, threads=threads, devices=1)
-        _time(chosen, resolved, n_sources, repeats or REPEATS, machine, form)
+        cache = cache.expanduser()
+        cases = timed_cases(resolved, data, cache)
+        measured = time_methods(chosen, resolved, n_sources, machine, repeats or REPEATS, cases, cache)
+        _print_times(measured, resolved, form)
         return
     rows = []
     for name in names:
@@ -125,17 +138,15 @@ def cost(
     )
 
 
-def _time(
-    methods: "dict[str, tuple[MethodInfo, MethodConfig]]",
-    resolved: "ResolvedProtocol",
-    n_sources: int,
-    repeats: int,
-    machine: "Machine",
-    form: options.ListFormat,
-) -> None:
-    from dgbench.launch.timing import time_methods
+def _print_times(measured: dict[str, Any], resolved: "ResolvedProtocol", form: options.ListFormat) -> None:
+    from dgbench.launch.timing import BUSY
 
-    measured = time_methods(methods, resolved, n_sources, machine, repeats)
+    busy = measured["machine"]["busy_percent"]
+    if busy > BUSY:
+        typer.echo(
+            f"warning: {busy:.0f} % of the processor was in use before the measurement: these times are those of a busy machine",
+            err=True,
+        )
     if form is options.ListFormat.json:
         typer.echo(json.dumps(measured, indent=2))
         return
@@ -145,9 +156,10 @@ def _time(
             {
                 "method": row["method"],
                 **{f"{name} step, ms": _quartiles(stage["training_step"]) for name, stage in row["stages"].items()},
-                f"× {first['method']}": f"{row['step_ms'] / first['step_ms']:.2f}",
+                f"× {first['method']}": f"{row['step_ms']['median'] / first['step_ms']['median']:.2f}",
                 **{f"{name} with loader, ms": _quartiles(one["loaded_step"]) for name, one in row["stages"].items()},
-                "prediction, ms": f"{row['prediction_ms']:.0f}",
+                "prediction, ms": _quartiles(row["prediction_ms"]),
+                **({"case, s": _quartiles(row["case_ms"], 1000, 2)} if row["case_ms"] else {}),
                 "peak memory, MiB": f"{row['peak_mib']:.0f}",
             }
             for row in measured["methods"]
@@ -156,12 +168,17 @@ def _time(
     )
     where = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value is not None)
     flips = "eight flips" if resolved.preset.tta else "no flips"
+    cases = (
+        f"case: all of the method's stages on a case ({', '.join(measured['cases'])} in turns), each in the ROI around the reference, "
+        "as an untrained network finds none"
+        if measured["cases"]
+        else "seconds per case need cases: --data DIR"
+    )
     typer.echo(
-        f"\n{resolved.protocol.name}, preset {resolved.preset_name}: medians of {repeats}, methods in turns (quartiles in brackets), on "
-        f"random crops in memory; × of the sum of the steps; with loader: consecutive steps on crops that the loader cuts from random "
-        f"volumes and augments ({_workers(resolved.preset.workers)}), each method by itself; "
-        f"prediction: one crop of each stage, {flips}; peak memory of a step above the "
-        f"built method, the larger of the stages\n{where}"
+        f"\n{resolved.protocol.name}, preset {resolved.preset_name}: medians of {first['step_ms']['n']}, methods in turns (quartiles in "
+        f"brackets), on random crops in memory; × of the sum of the steps; with loader: consecutive steps on crops that the loader cuts "
+        f"from random volumes and augments ({_workers(resolved.preset.workers)}), each method by itself; prediction: one crop of each "
+        f"stage, {flips}; {cases}; peak memory of a step above the built method, the larger of the stages\n{where}"
     )
 
 
@@ -169,5 +186,7 @@ def _workers(number: int) -> str:
     return "in this process" if number == 0 else "1 worker" if number == 1 else f"{number} workers"
 
 
-def _quartiles(values: dict[str, float]) -> str:
-    return f"{values['median']:.0f} [{values['q25']:.0f}, {values['q75']:.0f}]"
+def _quartiles(values: dict[str, float], unit: int = 1, digits: int = 0) -> str:
+    """Median and quartiles in ``unit`` milliseconds."""
+    median, q25, q75 = (f"{values[name] / unit:.{digits}f}" for name in ("median", "q25", "q75"))
+    return f"{median} [{q25}, {q75}]"

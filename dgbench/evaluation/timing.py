@@ -1,5 +1,5 @@
-"""How long methods take on this machine: a training step and a prediction of every stage, on crops that are in memory already, and a step
-whose crops the loader cuts and augments, with as many workers as the preset has.
+"""How long methods take on this machine: a training step and a prediction of every stage, on crops that are in memory already, a step
+whose crops the loader cuts and augments, with as many workers as the preset has, and a whole case.
 
 Methods take turns, so that what else the machine does hits all of them alike; the first rounds are dropped, the device is waited for, and
 medians with quartiles are reported. Times of a busy machine are wrong: run this on an idle one.
@@ -22,6 +22,7 @@ from dgbench.data.case import Case
 from dgbench.data.preparation import PreparedCase
 from dgbench.data.reading import Grid
 from dgbench.data.sampling import CropDataset
+from dgbench.inference.cascade import label_roi, predict_box
 from dgbench.inference.predictor import Predictor
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.method import Batch, Method
@@ -53,13 +54,15 @@ class Quartiles:
 
 
 @dataclass(frozen=True)
-class StageTiming:
-    """One stage of one method: a training step of the protocol's crop and number of cases, with the optimiser, on a batch in memory and
-    with the loader; and the prediction of one crop, flips included where the preset has them."""
+class StageSeconds:
+    """Measurements of one stage of one method: a training step of the protocol's crop and number of cases, with the optimiser, on a batch
+    in memory and with the loader; the prediction of one crop, flips included where the preset has them; and that of a case, in the stage's
+    ROI around the reference (empty where no cases were given)."""
 
-    training_step: Quartiles
-    loaded_step: Quartiles
-    prediction: Quartiles
+    training_step: tuple[float, ...]
+    loaded_step: tuple[float, ...]
+    prediction: tuple[float, ...]
+    case: tuple[float, ...]
 
 
 class _Subject:
@@ -133,6 +136,14 @@ class _Subject:
         self.predictor(self.roi)
         return _clock(self.device) - started
 
+    def answer(self, case: PreparedCase) -> float:
+        """Seconds of what the stage does with a case, in the ROI of source validation: the network is untrained, so no stage before it
+        says where to look."""
+        started = _clock(self.device)
+        box = label_roi(case, self.stage, self.resolved)
+        predict_box(case, box, self.predictor, self.resolved.protocol.stages[self.stage].downsample)
+        return _clock(self.device) - started
+
 
 def time_stage(
     methods: Mapping[str, tuple[MethodInfo, MethodConfig]],
@@ -144,31 +155,39 @@ def time_stage(
     precision: str,
     repeats: int,
     report: Report,
-) -> dict[str, StageTiming]:
+    cases: Sequence[PreparedCase] = (),
+) -> dict[str, StageSeconds]:
     """Time ``stage`` of every method, in turns, and then with the loader one after the other, as workers that make batches ahead would
-    help a method while others have their turn. ``repeats`` (at least 1) measurements each, after :data:`WARM_UP` that are dropped."""
+    help a method while others have their turn. ``repeats`` (at least 1) measurements each, after :data:`WARM_UP` that are dropped; the
+    k-th of a case is of the same one of ``cases`` for every stage and method."""
     subjects = {
         name: _Subject(info, config, resolved, stage, n_sources, device, precision)
         for name, (info, config) in methods.items()
     }
     trained: dict[str, list[float]] = {name: [] for name in subjects}
     predicted: dict[str, list[float]] = {name: [] for name in subjects}
+    answered: dict[str, list[float]] = {name: [] for name in subjects}
     turns = WARM_UP + repeats
     work = turns + len(subjects)
     for turn in range(turns):
         for name, subject in subjects.items():
             trained[name].append(subject.train())
             predicted[name].append(subject.predict())
+            if cases:
+                answered[name].append(subject.answer(cases[turn % len(cases)]))
         report(turn + 1, work, stage)
     loaded: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="dgbench-timing-") as folder:
-        cases = synthetic_cases(resolved, stage, n_sources, Path(folder))
+        random_cases = synthetic_cases(resolved, stage, n_sources, Path(folder))
         for number, (name, subject) in enumerate(subjects.items(), start=1):
-            loaded[name] = subject.train_loaded(cases, repeats)
+            loaded[name] = subject.train_loaded(random_cases, repeats)
             report(turns + number, work, stage)
     return {
-        name: StageTiming(
-            *(Quartiles.of(seconds) for seconds in (trained[name][WARM_UP:], loaded[name], predicted[name][WARM_UP:]))
+        name: StageSeconds(
+            tuple(trained[name][WARM_UP:]),
+            tuple(loaded[name]),
+            tuple(predicted[name][WARM_UP:]),
+            tuple(answered[name][WARM_UP:]),
         )
         for name in subjects
     }

@@ -11,7 +11,7 @@ from dgbench.store.lock import FolderLock
 def ensure_data(request: RunRequest) -> None:
     """Draw the phantom that ``request`` needs, unless the cache has it or the request brings data of its own."""
     resolved, _, _ = resolve_request(request)
-    folder, identity = data_folder(request, resolved)
+    folder, identity = data_folder(request.data, request.cache, resolved)
     if identity is not None and resolved.preset.phantom is not None:
         draw_once(phantom_recipe(resolved.preset.phantom), folder)
 
@@ -19,7 +19,7 @@ def ensure_data(request: RunRequest) -> None:
 def is_drawn(request: RunRequest) -> bool:
     """Whether the phantom that ``request`` needs is in the cache; true for a request that brings data of its own."""
     resolved, _, _ = resolve_request(request)
-    folder, identity = data_folder(request, resolved)
+    folder, identity = data_folder(request.data, request.cache, resolved)
     return identity is None or (folder / "phantom.json").is_file()
 
 

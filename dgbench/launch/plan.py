@@ -89,18 +89,22 @@ class RunPlan:
         return tuple(cases[case_id] for case_id in wanted)
 
 
-def data_folder(request: RunRequest, resolved: ResolvedProtocol) -> tuple[Path, str | None]:
-    """Where the data is and, for the cached phantom, its identity: the recipe's fingerprint."""
+def data_folder(data: Path | None, cache: Path, resolved: ResolvedProtocol) -> tuple[Path, str | None]:
+    """Where the data is and, for the cached phantom, its identity: the recipe's fingerprint.
+
+    Raises:
+        DgbenchError: ``data`` is a phantom and the protocol not for one, or the other way round; or the protocol needs it and it is None.
+    """
     phantom = resolved.preset.phantom
-    if request.data is not None:
-        is_phantom = (request.data / "phantom.json").is_file()
+    if data is not None:
+        is_phantom = (data / "phantom.json").is_file()
         if is_phantom != (resolved.protocol.kind == "phantom"):
             found, wanted = ("a phantom", "patient data") if is_phantom else ("not a phantom", "a phantom")
             raise DgbenchError(
-                f"data folder {request.data} is {found}, protocol {resolved.protocol.name!r} is for {wanted} "
+                f"data folder {data} is {found}, protocol {resolved.protocol.name!r} is for {wanted} "
                 "— name another with --protocol"
             )
-        return request.data, None
+        return data, None
     if phantom is None:
         raise DgbenchError(
             f"protocol {resolved.protocol.name!r} needs --data DIR with one folder per center ({', '.join(resolved.protocol.centers)})"
@@ -108,7 +112,7 @@ def data_folder(request: RunRequest, resolved: ResolvedProtocol) -> tuple[Path, 
     from dgbench.data.phantom import fingerprint
 
     identity = fingerprint(phantom_recipe(phantom))
-    return request.cache / "phantom" / identity[:12], identity
+    return cache / "phantom" / identity[:12], identity
 
 
 def phantom_recipe(size: PhantomSize) -> Any:
@@ -149,7 +153,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     """The graph of one run. The data folder must exist; only source files are read, to fingerprint them."""
     info, (resolved, config, tuned) = _resolve(request)
     protocol = resolved.protocol
-    folder, identity = data_folder(request, resolved)
+    folder, identity = data_folder(request.data, request.cache, resolved)
     centers = load_centers(folder, protocol)
     split = make_split(protocol, centers, request.heldout)
     if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
@@ -317,7 +321,7 @@ class _Builder:
 def describe_plan(request: RunRequest) -> list[str]:
     """What :func:`plan_run` would do, in lines for people; where the phantom is not drawn yet, without keys."""
     resolved, info, config = resolve_request(request)
-    folder, identity = data_folder(request, resolved)
+    folder, identity = data_folder(request.data, request.cache, resolved)
     lines = [
         f"protocol  {resolved.protocol.name} v{resolved.protocol.version}, preset {resolved.preset_name}"
         + ("" if resolved.ranked else " (not ranked)"),

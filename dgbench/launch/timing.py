@@ -1,34 +1,77 @@
 """``dgbench cost --time``: methods timed in turns in one process, their memory measured in one process each."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from dgbench import __version__
 from dgbench.atomic import read_json, write_json
+from dgbench.data.case import Case, load_centers
 from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.environment import environment
 from dgbench.launch.machine import Machine
+from dgbench.launch.phantom import draw_once
+from dgbench.launch.plan import data_folder, phantom_recipe
 from dgbench.launch.worker import run_job
 from dgbench.protocol import ResolvedProtocol
+
+if TYPE_CHECKING:
+    from dgbench.evaluation.timing import StageSeconds
 
 Methods = Mapping[str, tuple[MethodInfo, MethodConfig]]
 
 
+KINDS = {"step_ms": "training_step", "loaded_step_ms": "loaded_step", "prediction_ms": "prediction", "case_ms": "case"}
+"""What the sum over a method's stages is called, and the measurement it is of."""
+BUSY = 10.0
+"""From how many percent of the processor, used by others before the measurement, times are not to be trusted."""
+
+
+def timed_cases(resolved: ResolvedProtocol, data: Path | None, cache: Path) -> list[Case]:
+    """One case of every center that can be held out, to time inference on: of ``data``, or of the preset's phantom, of which no more is
+    drawn into the cache; none where the protocol is of patient data and there are no ``data``.
+
+    Raises:
+        DgbenchError: ``data`` is not of the protocol.
+    """
+    phantom = resolved.preset.phantom
+    if data is None and phantom is None:
+        return []
+    if phantom is not None:
+        phantom = phantom.model_copy(update={"cases": 1})
+        resolved = resolved.model_copy(update={"preset": resolved.preset.model_copy(update={"phantom": phantom})})
+    folder, identity = data_folder(data, cache, resolved)
+    if phantom is not None and identity is not None:
+        draw_once(phantom_recipe(phantom), folder)
+    centers = load_centers(folder, resolved.protocol)
+    return [centers[name].cases[0] for name in resolved.protocol.centers]
+
+
 def time_methods(
-    methods: Methods, resolved: ResolvedProtocol, n_sources: int, machine: Machine, repeats: int
+    methods: Methods,
+    resolved: ResolvedProtocol,
+    n_sources: int,
+    machine: Machine,
+    repeats: int,
+    cases: Sequence[Case] = (),
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Times and peak memory of every method's stages under a protocol, with what they depend on; plain JSON.
 
-    ``machine`` is the key of every row: processor or GPU with its driver, precision, threads, torch and dgbench. Times are in
-    milliseconds, memory in MiB.
+    ``machine`` is the key of every row: processor or GPU with its driver, precision, threads, torch and dgbench, and how busy it was
+    before. Times are in milliseconds, each stage's and their sum, as quartiles; memory in MiB. ``cases`` are prepared in ``cache``, for
+    the time of a case (``case_ms``, None without any).
     """
     stages = [name for name in resolved.protocol.stages if name not in resolved.protocol.shared_stages]
+    busy = psutil.cpu_percent(interval=1.0)
     with tempfile.TemporaryDirectory(prefix="dgbench-timing-") as folder:
         times, logs = Path(folder) / "times.json", Path(folder)
-        run_job(_time_job, (methods, resolved, stages, n_sources, machine, repeats, times), "timing", logs)
+        content = (methods, resolved, stages, n_sources, machine, repeats, tuple(cases), cache or Path(folder), times)
+        run_job(_time_job, content, "timing", logs)
         measured = read_json(times)
         memory: dict[str, float] = {}
         for name, (info, config) in methods.items():
@@ -41,20 +84,6 @@ def time_methods(
                 )
                 peaks.append(read_json(target)["peak_mib"])
             memory[name] = max(peaks)
-    rows = []
-    for name in methods:
-        own = {stage: measured["stages"][stage][name] for stage in stages}
-        sums = {
-            kind: sum(one[kind]["median"] for one in own.values())
-            for kind in ("training_step", "loaded_step", "prediction")
-        }
-        summed = {
-            "step_ms": sums["training_step"],
-            "loaded_step_ms": sums["loaded_step"],
-            "prediction_ms": sums["prediction"],
-            "peak_mib": memory[name],
-        }
-        rows.append({"method": name, **summed, "stages": own})
     described = environment()
     return {
         "machine": {
@@ -65,33 +94,50 @@ def time_methods(
             "workers": resolved.preset.workers,
             "torch": described["packages"]["torch"],
             "dgbench": __version__,
+            "busy_percent": busy,
         },
-        "methods": rows,
+        "cases": [case.id for case in cases],
+        "methods": [{"method": name, **measured["methods"][name], "peak_mib": memory[name]} for name in methods],
     }
 
 
 def _time_job(content: tuple[Any, ...], report: Any) -> None:
     import torch
 
+    from dgbench.data.preparation import prepare_case
     from dgbench.evaluation.timing import time_stage
 
-    methods, resolved, stages, n_sources, machine, repeats, target = content
+    methods, resolved, stages, n_sources, machine, repeats, cases, cache, target = content
     torch.set_num_threads(machine.threads)
     device = torch.device(machine.device)
+    prepared = [prepare_case(case, resolved.protocol, cache) for case in cases]
     options = {"device": device, "precision": machine.precision, "repeats": repeats, "report": report}
-    found = {stage: time_stage(methods, resolved, stage, n_sources, **options) for stage in stages}
+    found = {stage: time_stage(methods, resolved, stage, n_sources, **options, cases=prepared) for stage in stages}
     gpu = device.type == "cuda"
     write_json(
         target,
         {
             "device": torch.cuda.get_device_name(device) if gpu else environment()["processor"],
             "driver": _driver() if gpu else None,
-            "stages": {
-                stage: {name: asdict(timing) for name, timing in by_method.items()}
-                for stage, by_method in found.items()
-            },
+            "methods": {name: _summary({stage: found[stage][name] for stage in stages}) for name in methods},
         },
     )
+
+
+def _summary(stages: "Mapping[str, StageSeconds]") -> dict[str, Any]:
+    """Quartiles of each stage, and of the sums over stages of what was measured in the same turn."""
+    from dgbench.evaluation.timing import Quartiles
+
+    def quartiles(seconds: Iterable[float]) -> dict[str, float] | None:
+        measured = list(seconds)
+        return asdict(Quartiles.of(measured)) if measured else None
+
+    sums = {
+        name: quartiles(map(sum, zip(*(getattr(stage, kind) for stage in stages.values()), strict=True)))
+        for name, kind in KINDS.items()
+    }
+    each = {name: {kind: quartiles(getattr(stage, kind)) for kind in KINDS.values()} for name, stage in stages.items()}
+    return {**sums, "stages": each}
 
 
 def _driver() -> str:
