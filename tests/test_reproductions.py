@@ -1,5 +1,6 @@
 """Second records of the same run, and the tier that they support."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -20,12 +21,38 @@ def records(tmp_path: Path) -> Path:
 
 
 class TestTiers:
-    def elsewhere(self, records: Path, folder: Path, processor: str = "another processor") -> Path:
-        """The same run made on another machine, which came to the same rows."""
+    def elsewhere(self, records: Path, folder: Path) -> Path:
+        """The same run made on another machine, which came to the same rows in its own time."""
+        run = self.copied(records, folder)
+        for log in run.glob("*/times.jsonl"):
+            rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            lines = [json.dumps(row | {"seconds": 2 * row["seconds"]}) + "\n" for row in rows]
+            log.write_text("".join(lines), encoding="utf-8")
+        path = run / "evaluation" / "times.parquet"
+        pd.read_parquet(path).assign(seconds=1.0).to_parquet(path, index=False)
+        return run
+
+    def copied(self, records: Path, folder: Path) -> Path:
+        """A copy of the run that says that it was made on another machine."""
         shutil.copytree(records / "phantom", folder / "phantom")
         run = record_of(folder)
-        change(run / "env.json", lambda env: env | {"processor": processor})
+        change(run / "env.json", lambda env: env | {"processor": "another processor"})
         return run
+
+    def test_a_copy_is_no_second_run(
+        self, records: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One field of env.json is changed faster than a run is repeated."""
+        copy = self.copied(records, tmp_path_factory.mktemp("elsewhere"))
+        line = mistake(capsys, ["submit", str(copy), f"--to={records}"])
+        assert line == (
+            f"{copy}/evaluation/times.parquet: has the times of {record_of(records)} — a copy is no second run, leave it out"
+        )
+        assert not (record_of(records) / REPRODUCTIONS).exists()
+        shutil.copytree(copy, record_of(records) / REPRODUCTIONS / "0" / "")
+        rehash(record_of(records) / REPRODUCTIONS / "0")
+        rehash(record_of(records), "verified")
+        assert "a copy is no second run" in mistake(capsys, ["verify", str(records)])
 
     def test_a_second_record_from_elsewhere_raises_the_tier(
         self, records: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]

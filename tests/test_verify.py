@@ -282,6 +282,17 @@ def test_a_table_of_other_records_is_refused(records: Path, capsys: pytest.Captu
     assert "phantom-bench.md: is not the table of these records — dgbench leaderboard --runs" in text
 
 
+def test_what_is_no_part_of_a_record_is_named(records: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of a preset without records, or a file in a folder of the protocol, could be taken for something that was verified."""
+    (records / "phantom-demo.md").write_text("| method | DSC |\n", encoding="utf-8")
+    (records / "phantom" / "MSD" / "notes.txt").write_text("read me", encoding="utf-8")
+    assert call(["verify", str(records)]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not looked at")]
+    assert found == [
+        f"not looked at: {name}, part of no record" for name in ("phantom/MSD/notes.txt", "phantom-demo.md")
+    ]
+
+
 def test_nothing_to_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds no record" in mistake(capsys, ["verify", str(tmp_path)])
     assert "no such folder" in mistake(capsys, ["verify", str(tmp_path / "none")])

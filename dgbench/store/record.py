@@ -16,7 +16,7 @@ from dgbench.store.folder import RunFolder, RunSpec, read_status
 from dgbench.store.keys import key_of
 from dgbench.store.manifest import REPRODUCTIONS, Manifest, environment_of
 from dgbench.store.study import BEST, KEPT_OF_STUDY, TUNING
-from dgbench.store.tiers import supported_tier
+from dgbench.store.tiers import reproductions, require_second_run, supported_tier
 
 KEPT = ("spec.json", "status.json", "env.json", "cost.json")
 KEPT_OF_EVALUATION = ("spec.json", "status.json", "cases.parquet", "times.parquet")
@@ -33,13 +33,15 @@ def write_record(run: RunFolder, root: Path) -> Path:
     can be compiled and read like its run, but not trained on or evaluated. Its command names no folder of this machine.
 
     Raises:
-        DgbenchError: the run cannot become a record (:func:`require_whole`), or ``root`` cannot be written.
+        DgbenchError: the run cannot become a record (:func:`require_whole`) or is a copy of one that is there, or ``root`` cannot be
+            written.
     """
     require_whole(run)
     record = target = root / run.relative
     environment = environment_of(run.path)
     if (record / "spec.json").is_file() and environment_of(record) != environment:
         target = record / REPRODUCTIONS / key_of(environment)[:8]
+        require_second_run(run.path, [record, *(one for one in reproductions(record) if one != target)])
     make_folder(target.parent)
     try:
         with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=root) as temporary:

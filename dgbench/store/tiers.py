@@ -2,10 +2,11 @@
 
 A key holds everything that should decide a run's numbers, but not the machine. ``reproduced``: in another environment every mean DSC
 came out the same within :data:`MEAN_TOLERANCE`. ``verified``: there every single case did, within :data:`CASE_TOLERANCE`. Compared are
-the held-out rows at the official threshold and checkpoint, in every setting of the record.
+the held-out rows at the official threshold and checkpoint, in every setting of the record. A second record is of a second run: no two
+take the same time at every step, so equal times are those of a copy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,16 +39,32 @@ def supported_tier(record: Path) -> Tier:
     """The highest tier that the reproductions of ``record`` support.
 
     Raises:
-        DgbenchError: a reproduction was made in the environment of the record or of another one, or its rows cannot be read.
+        DgbenchError: a reproduction is none (:func:`require_second_run`), or its rows cannot be read.
     """
-    known = [environment_of(record)]
+    known = [record]
     tier: Tier = "experimental"
     for second in reproductions(record):
-        if not known[0] or environment_of(second) in known:
-            raise DgbenchError(f"{second}: made in an environment that the record has already — remove it")
-        known.append(environment_of(second))
+        require_second_run(second, known)
+        known.append(second)
         tier = max(tier, agreement(_official(record), _official(second)), key=TIERS.index)
     return tier
+
+
+def require_second_run(second: Path, known: Sequence[Path]) -> None:
+    """Raise DgbenchError where ``second`` was made in an environment of the ``known`` records of its key (the first and its reproductions),
+    or is a copy of one of them."""
+    environments = [environment_of(one) for one in known]
+    if not all(environments) or environment_of(second) in environments:
+        raise DgbenchError(f"{second}: made in an environment that the record has already — leave it out")
+    for one in known:
+        theirs = _clocks(one)
+        if same := [name for name, content in _clocks(second).items() if theirs.get(name) == content]:
+            raise DgbenchError(f"{second / same[0]}: has the times of {one} — a copy is no second run, leave it out")
+
+
+def _clocks(folder: Path) -> dict[str, bytes]:
+    """By name, the content of each file that says how long something took."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/times.*"))}
 
 
 def agreement(first: "pd.Series[float]", second: "pd.Series[float]") -> Tier:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ class Report:
 
 def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
     """Check every record below ``root``; protocols that are not shipped are given. Holes between records are listed, not refused; a
-    committed table ``<protocol>-<preset>.md`` that is not made of the records is refused.
+    committed table ``<protocol>-<preset>.md`` that is not made of the records is refused; any other file beside the records is named.
 
     Raises:
         DgbenchError: ``root`` is no folder, or holds no record.
@@ -69,11 +69,14 @@ def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
     lines: list[str] = []
     if not refused:
         lines.append(_summary(runs))
-        for name, preset in dict.fromkeys((run.spec.protocol.name, run.spec.protocol.preset) for run in runs):
+        tables = dict.fromkeys((run.spec.protocol.name, run.spec.protocol.preset) for run in runs)
+        for name, preset in tables:
             try:
                 lines += _check_table(root, contracts[name], preset)
             except DgbenchError as error:
                 refused.append(str(error))
+        known = {_page(root, *table) for table in tables}
+        lines += [f"not looked at: {path.relative_to(root)}, part of no record" for path in _others(root, runs, known)]
     return Report(total, tuple(refused), tuple(lines))
 
 
@@ -123,9 +126,20 @@ def _summary(runs: list[RunFolder]) -> str:
     return f"{len(runs)} records verified: {', '.join(f'{counts[tier]} {tier}' for tier in TIERS if counts[tier])}"
 
 
+def _page(root: Path, protocol: str, preset: str) -> Path:
+    return root / f"{protocol}-{preset}.md"
+
+
+def _others(root: Path, runs: Sequence[RunFolder], known: Collection[Path]) -> list[Path]:
+    """Files below ``root`` that belong to no record and are not ``known``, sorted."""
+    records = {run.path for run in runs}
+    files = (path for path in root.rglob("*") if not path.is_dir() or path.is_symlink())
+    return sorted(path for path in files if path not in known and records.isdisjoint(path.parents))
+
+
 def _check_table(root: Path, protocol: Protocol, preset: str) -> list[str]:
     """Holes of one protocol and preset, and its committed table against what the records give, of all seeds or as many as it says."""
-    page = root / f"{protocol.name}-{preset}.md"
+    page = _page(root, protocol.name, preset)
     committed = page.read_text(encoding="utf-8") if page.is_file() else None
     said = _FIRST_SEEDS.search(committed or "")
     seeds = int(said[1]) if said else None
