@@ -21,7 +21,7 @@ slow: $(STAMP)
 	$(BIN)/pytest $(TESTS) -m "slow and not gpu" $(if $(SHARE),--share=$(SHARE)) $(if $(REAL_DATA),--real-data=$(REAL_DATA))
 
 slurm: $(STAMP)
-	$(BIN)/pytest --slurm tests/slurm $(ONLY)
+	$(BIN)/pytest --slurm tests/slurm $(if $(SHARE),--share=$(SHARE)) $(ONLY)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -203,16 +203,26 @@ _STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """Complete lines of a log with their parsed rows."""
     *lines, _ = _read(path).split(b"\n")  # what follows the last newline is a write that was cut short
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = _load(line)
-        except ValueError as error:
-            raise DgbenchError(
-                f"{path}, line {number}: damaged row ({error}) — remove the folder and run again"
-            ) from error
+    for number, (line, row) in enumerate(zip(lines, _parsed(path, lines), strict=True), start=1):
         if not isinstance(row, dict):
             raise DgbenchError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
         yield line + b"\n", row
+
+
+def _parsed(path: Path, lines: list[bytes]) -> Iterable[Any]:
+    """The values of all lines: parsed at once, which takes a third of the time, or one by one where that does not give one for each."""
+    try:
+        rows = _load(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        rows = []
+    return rows if len(rows) == len(lines) else (_one(path, number, line) for number, line in enumerate(lines, start=1))
+
+
+def _one(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return _load(line)
+    except ValueError as error:
+        raise DgbenchError(f"{path}, line {number}: damaged row ({error}) — remove the folder and run again") from error
 
 
 def _number(path: Path, row: dict[str, Any], key: str) -> float:

@@ -79,6 +79,7 @@ def test_plain_conventions_count_what_is_deployed(capsys: pytest.CaptureFixture[
     assert "name one method" in mistake(capsys, ["cost", "--method=erm,dualtask", "--set=views=1"])
 
 
+@pytest.mark.slow
 def test_method_of_another_distribution_is_built_installed_listed_and_run(tmp_path: Path, mini: Mini) -> None:
     """And a broken plugin in the same distribution is listed with its reason, and harms nobody."""
     from dgbench.cli.plugins import write_plugin

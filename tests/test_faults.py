@@ -51,6 +51,7 @@ def fault_in(runs: Path, phase: str, action: Any, count: int = 1, delay: float =
     return Fault(runs, marker, PHASES[phase], action, count, delay)
 
 
+@pytest.mark.slow
 def test_killed_in_every_phase_and_finished(sound: Mini, whole: dict[str, Any], tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     kills: list[tuple[str, Victim]] = [("status", "all"), ("train", "parent"), ("checkpoint", "all")]

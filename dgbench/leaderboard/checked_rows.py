@@ -3,6 +3,7 @@
 They stay Arrow tables until all runs are put together: for thousands of runs, frames would take longer to make than to fill.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,15 +52,29 @@ def as_frame(cases: "pa.Table") -> "pd.DataFrame":
     return to_frame(_as_typed(cases, _schema(coded=False)))
 
 
-def rows_where(cases: "pa.Table", column: str, value: str) -> "NDArray[np.bool_]":
-    """Which rows of :func:`read_checked` hold the text ``value`` in ``column``, (rows,)."""
+def rows_where(table: "pa.Table", column: str, wanted: str | Callable[[str], bool]) -> "NDArray[np.bool_]":
+    """Which rows hold the text ``wanted``, or one of which it is true, in a ``column`` that is coded as a dictionary, (rows,)."""
     import numpy as np
 
+    fits = wanted.__eq__ if isinstance(wanted, str) else wanted
     found = [np.zeros(0, dtype=bool)]
-    for chunk in cases[column].chunks:
-        matches = np.array([name == value for name in chunk.dictionary.to_pylist()], dtype=bool)
+    for chunk in table[column].chunks:
+        matches = np.array([fits(name) for name in chunk.dictionary.to_pylist()], dtype=bool)
         found.append(matches[chunk.indices.to_numpy()])
     return np.concatenate(found)
+
+
+def texts_of(table: "pa.Table", column: str, rows: "NDArray[np.bool_]") -> set[str]:
+    """The texts that these ``rows`` hold in a ``column`` that is coded as a dictionary."""
+    import numpy as np
+
+    found: set[str] = set()
+    start = 0
+    for chunk in table[column].chunks:
+        names = chunk.dictionary.to_pylist()
+        found.update(names[code] for code in np.unique(chunk.indices.to_numpy()[rows[start : start + len(chunk)]]))
+        start += len(chunk)
+    return found
 
 
 def _as_typed(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":

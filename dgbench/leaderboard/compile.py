@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError, suggest
@@ -318,10 +318,16 @@ def _scores(per_seed: Sequence[Mapping[str, float]]) -> dict[str, Score]:
     """Mean and spread over seeds of each metric that every seed defines."""
     values = {metric: [means[metric] for means in per_seed] for metric in (per_seed[0] if per_seed else ())}
     return {
-        metric: Score(mean=fmean(numbers), sd=stdev(numbers) if len(numbers) > 1 else None, n_seeds=len(numbers))
+        metric: Score(mean=fmean(numbers), sd=_deviation(numbers) if len(numbers) > 1 else None, n_seeds=len(numbers))
         for metric, numbers in values.items()
         if not any(map(math.isnan, numbers))
     }
+
+
+def _deviation(numbers: Sequence[float]) -> float:
+    """The standard deviation of at least two numbers (n − 1 in the divisor); that of the library takes seconds for a large table."""
+    mean = fmean(numbers)
+    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (len(numbers) - 1))
 
 
 def _threshold_notes(finished: Mapping[str, Mapping[int, Result]], view: View) -> list[str]:

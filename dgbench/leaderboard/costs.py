@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 from dgbench.atomic import read_json, read_jsonl
 from dgbench.errors import DgbenchError
-from dgbench.leaderboard.checked_rows import rows_where
+from dgbench.leaderboard.checked_rows import rows_where, texts_of
 from dgbench.leaderboard.thresholds import OFFICIAL_SETTING
 from dgbench.store.folder import RunFolder
 from dgbench.store.foreign import read_arrow, told_as_value_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+TIMED = ("case", "setting", "checkpoint")
+"""What of a row of times says of what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
             whole, deployed = counted["table-vi"], counted["macs"]
             ran = run.spec.environment
             rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
-            per_case, per_round = _seconds(read_arrow(files[1]), cases)
+            per_case, per_round = _seconds(read_arrow(files[1], coded=TIMED), cases)
             cost = RunCost(
                 params=int(whole["params"]),
                 gflops=float(whole["gflops"]),
@@ -118,21 +122,19 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
 def _seconds(times: "pa.Table", cases: "pa.Table") -> tuple[float | None, float | None]:
     """What the chain `Seg` takes for a held-out case with the official checkpoint, and a round of its last stage; None where no such time
     was taken."""
+    import numpy as np
     import pyarrow as pa
     from pyarrow import compute
 
-    heldout = cases["case"].filter(pa.array(rows_where(cases, "role", "held-out"))).unique().cast(pa.string())
-    wanted = compute.and_(
-        compute.ends_with(times["setting"], "-Seg"),
-        compute.and_(
-            compute.equal(times["checkpoint"], "source-val"), compute.is_in(times["case"].cast(pa.string()), heldout)
-        ),
-    )
-    taken = times.filter(wanted)
-    seconds = compute.sum(taken["seconds"]).as_py()
-    final = taken.filter(compute.equal(taken["setting"], OFFICIAL_SETTING))
-    per_round = compute.mean(compute.list_flatten(final["round_seconds"])).as_py()
-    return None if seconds is None else float(seconds) / len(taken["case"].unique()), per_round
+    heldout = texts_of(cases, "case", rows_where(cases, "role", "held-out"))
+    taken = rows_where(times, "setting", lambda name: name.endswith("-Seg"))
+    taken &= rows_where(times, "checkpoint", "source-val") & rows_where(times, "case", heldout.__contains__)
+    if not taken.any():
+        return None, None
+    seconds = times["seconds"].to_numpy()[taken]
+    final = times["round_seconds"].filter(pa.array(taken & rows_where(times, "setting", OFFICIAL_SETTING)))
+    timed = len(texts_of(times, "case", taken))
+    return float(np.sum(seconds)) / timed, compute.mean(compute.list_flatten(final)).as_py()
 
 
 def common_machine(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> tuple[str, ...] | None:
