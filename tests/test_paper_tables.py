@@ -1,5 +1,7 @@
 """Counterparts of the paper's tables: which runs and settings they are of, and what they leave out."""
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +112,23 @@ def test_tables_that_are_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert mistake(capsys, ["leaderboard", runs, "--table", "VII"]).startswith("--table VII: no counterpart here")
     line = mistake(capsys, ["leaderboard", runs, "--table", "II", "--threshold", "0.3"])
     assert line == "--table II --threshold 0.3: pancreas masks are always taken at 0.5"
-    line = mistake(capsys, ["leaderboard", runs, "--table", "III", "--format", "csv"])
-    assert line.startswith(
-        "--table III: tables of the paper are printed as table, md, latex, not csv — for numbers leave"
-    )
+    line = mistake(capsys, ["leaderboard", runs, "--table", "III", "--format", "html", "--out", str(tmp_path / "page")])
+    assert line.startswith("--table III: the page has tables of its own")
     assert call(["leaderboard", runs, "--table", "iii", "--format", "md"]) == 0
     assert "no runs in C-Seg, F-Seg, C-Mask, F-Mask yet" in capsys.readouterr().out.replace("\\", "")
+
+
+def test_csv_and_json_hold_the_cells_that_are_printed(two_seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["leaderboard", f"--runs={two_seeds}", "--table=III", "--published"]
+    assert call([*command, "--format=json"]) == 0
+    own, *_, reported = json.loads(capsys.readouterr().out)
+    assert own["heading"][0].startswith("PHANTOM DATA")
+    assert call([*command, "--format=csv"]) == 0
+    first, *_, last = capsys.readouterr().out.split("\n\n")
+    for text, sheet in ((first, own), (last, reported)):
+        lines = text.splitlines()
+        remarks = [line.removeprefix("# ") for line in lines if line.startswith("#")]
+        assert remarks == [*sheet["heading"], *sheet["footer"]]
+        assert list(csv.DictReader(lines[len(remarks) :])) == sheet["rows"]
+    assert reported["heading"][0].startswith("REPORTED in the literature")
+    assert {row["setting"] for row in own["rows"]} == {"C-Seg", "F-Seg", "C-Mask", "F-Mask"}

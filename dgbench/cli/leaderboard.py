@@ -27,10 +27,6 @@ class TableFormat(StrEnum):
     html = "html"
 
 
-SHEETS = (TableFormat.table, TableFormat.md, TableFormat.latex)
-"""The forms that print any table as lines of text cells."""
-
-
 def leaderboard(
     protocol: options.Protocol = "phantom",
     preset: Annotated[
@@ -125,11 +121,8 @@ def leaderboard(
     if published and reported is None:
         typer.echo(f"nothing is published for protocol {contract.name}", err=True)
     if table is not None:
-        if form not in SHEETS:
-            raise DgbenchError(
-                f"--table {table}: tables of the paper are printed as {', '.join(SHEETS)}, not {form} — for numbers leave --table out, and "
-                "name a setting with --setting"
-            )
+        if form is TableFormat.html:
+            raise DgbenchError(f"--table {table}: the page has tables of its own — leave --table or --format html out")
         wanted = paper_table(table.upper(), contract)
         if wanted.name == "II" and view.threshold != OFFICIAL_THRESHOLD:
             raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")
@@ -173,6 +166,7 @@ def leaderboard(
 
 
 def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
+    from dgbench.leaderboard.export import sheets_to_csv, sheets_to_json
     from dgbench.leaderboard.latex import to_latex
     from dgbench.leaderboard.sheets import to_markdown, to_rich
 
@@ -181,5 +175,9 @@ def _print(sheets: "list[Sheet]", form: TableFormat) -> None:
             typer.echo(to_markdown(sheets))
         case TableFormat.latex:
             typer.echo(to_latex(sheets))
+        case TableFormat.csv:
+            typer.echo(sheets_to_csv(sheets), nl=False)
+        case TableFormat.json:
+            typer.echo(sheets_to_json(sheets), nl=False)
         case _:
             show(lambda width: to_rich(sheets, width))

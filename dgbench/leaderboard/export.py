@@ -12,7 +12,7 @@ from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, QUARTILES, Compiled, Row, Score
-from dgbench.leaderboard.sheets import BANNERS, REPORTED, describe_policy, printable, units
+from dgbench.leaderboard.sheets import BANNERS, REPORTED, Sheet, describe_policy, printable, units
 from dgbench.leaderboard.statistics import Difference
 from dgbench.leaderboard.tables import standing
 
@@ -56,6 +56,33 @@ def _row_json(row: Row) -> dict[str, Any]:
         for run in center["runs"].values():
             del run["commands"]
     return content
+
+
+def sheets_to_json(sheets: Iterable[Sheet]) -> str:
+    """Tables of text as they are printed: heading and footer as lines, each row as an object from column to cell."""
+    content = [
+        {
+            "heading": sheet.heading,
+            "rows": [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows],
+            "footer": sheet.footer,
+        }
+        for sheet in sheets
+    ]
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def sheets_to_csv(sheets: Iterable[Sheet]) -> str:
+    """Tables of text as they are printed, one after the other with a blank line between: heading and footer as comment lines, then the
+    columns, then the rows."""
+    blocks = []
+    for sheet in sheets:
+        text = io.StringIO()
+        text.writelines(f"# {printable(line)}\n" for line in (*sheet.heading, *sheet.footer))
+        if sheet.columns:
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows([list(map(printable, row)) for row in (sheet.columns, *sheet.rows)])
+        blocks.append(text.getvalue())
+    return "\n".join(blocks)
 
 
 CSV_COLUMNS = (
