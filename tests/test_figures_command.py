@@ -99,8 +99,8 @@ def test_records_give_what_they_can_and_the_rest_is_said(tmp_path: Path, capsys:
     assert "lack slices for the gallery" in text_of(drawing.sheets[0])
 
 
-def testlesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dgbench.cli.figures import lesion_types
+def test_lesion_types_come_from_the_recipe_of_the_preset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from dgbench.cli.lesion_types import lesion_types
     from dgbench.data.phantom import fingerprint
 
     size = PROTOCOL.presets["bench"].phantom

@@ -1,7 +1,6 @@
 """``dgbench doctor``: every resolved path and version, and what would stop a run."""
 
 import shutil
-from pathlib import Path
 
 import typer
 
@@ -9,7 +8,7 @@ from dgbench import __version__
 from dgbench.cli import options
 
 
-def doctor(runs: options.Runs = Path("runs"), cache: options.Cache = options.DEFAULT_CACHE) -> None:
+def doctor(runs: options.Runs = options.DEFAULT_RUNS, cache: options.Cache = options.DEFAULT_CACHE) -> None:
     """Show versions, devices and paths, and whether the folders can be written; exit code 2 if something would stop a run."""
     import torch
 

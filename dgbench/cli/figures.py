@@ -1,18 +1,14 @@
 """``dgbench figures``."""
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from dgbench.cli import options
+from dgbench.cli.lesion_types import lesion_types
 from dgbench.errors import DgbenchError, suggest
-
-if TYPE_CHECKING:
-    from dgbench.leaderboard.figures.board import Board
-    from dgbench.protocol import Protocol
 
 
 class FigureFormat(StrEnum):
@@ -28,7 +24,7 @@ def figures(
     preset: Annotated[
         str | None, typer.Option("--preset", help="The preset to draw; needed where the runs are of several.")
     ] = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     seeds: options.FirstSeeds = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the figures.")] = Path("figures"),
     form: Annotated[FigureFormat, typer.Option("--format", help="png, pdf or svg.")] = FigureFormat.png,
@@ -59,8 +55,7 @@ def figures(
     names = check_names(only)
     if not 0 < limit <= 100:
         raise DgbenchError(f"--limit {limit:g}: a DSC in points lies above 0 and at most at 100")
-    if runs.exists() and not runs.is_dir():
-        raise DgbenchError(f"--runs {runs}: is a file — name the folder of the runs")
+    options.check_runs(runs, contract)
     board = load_board(runs, contract, preset, seeds=seeds)
     if by is not None and by not in board.labels:
         raise DgbenchError(f"--by {by!r}: no finished run of this row{suggest(by, board.labels)}")
@@ -86,19 +81,3 @@ def figures(
         raise DgbenchError(f"--runs {runs}: no figure was drawn — {'; '.join(reasons)}")
     for reason in reasons:
         typer.echo(reason, err=True)
-
-
-def lesion_types(protocol: "Protocol", board: "Board") -> Callable[[str], str]:
-    """What grows in a case: from the recipe where every run is of the preset's own phantom, else unknown."""
-    from dgbench.data.phantom import fingerprint, lesion_type
-    from dgbench.launch.plan import phantom_recipe
-
-    preset = protocol.presets.get(board.table.preset)
-    size = None if preset is None else preset.phantom
-    if size is None:
-        return lambda _: "unknown"
-    recipe = phantom_recipe(size)
-    identity = fingerprint(recipe)
-    if any(cell.run.spec.data.centers.get("phantom") != identity for cell in board.cells):
-        return lambda _: "unknown"
-    return lambda case: lesion_type(recipe, case) or "unknown"

@@ -25,7 +25,7 @@ def import_predictions(
         str | None,
         typer.Option("--target", help="Values in the masks that mean the tumor, such as 1; default: the protocol's."),
     ] = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     cache: options.Cache = options.DEFAULT_CACHE,
 ) -> None:
     """Judge the masks of any system on a held-out center; they form a section of their own and are never ranked with trained rows."""
@@ -52,7 +52,7 @@ def import_predictions(
         f"{name}, {heldout}: {len(rows)} cases, mean DSC {100 * defined.mean():.1f} over {len(defined)} (imported, not trained here)"
     )
     typer.echo(f"run folder  {run.path}")
-    where = [] if runs == Path("runs") else ["--runs", str(runs)]
+    where = [] if runs == options.DEFAULT_RUNS else ["--runs", str(runs)]
     table = ["dgbench", "leaderboard", "--protocol", request.protocol, "--preset", preset, *where]
     typer.echo(f"table       {shlex.join(table)}")
 

@@ -32,7 +32,7 @@ def leaderboard(
     preset: Annotated[
         str | None, typer.Option("--preset", help="Only this preset; default: all, each in its own table.")
     ] = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     form: Annotated[
         TableFormat, typer.Option("--format", help="table, md, csv, latex, json, or html (with --out).")
     ] = TableFormat.table,
@@ -78,7 +78,7 @@ def leaderboard(
     ] = "default",
 ) -> None:
     """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
-    from dgbench.cli.figures import lesion_types
+    from dgbench.cli.lesion_types import lesion_types
     from dgbench.leaderboard import export, tables
     from dgbench.leaderboard.compile import compile_runs
     from dgbench.leaderboard.figures.board import Options
@@ -86,7 +86,7 @@ def leaderboard(
     from dgbench.leaderboard.page.site import write_page
     from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
-    from dgbench.leaderboard.records import OFFICIAL, View, check_root
+    from dgbench.leaderboard.records import OFFICIAL, View
     from dgbench.leaderboard.results import Compiled
     from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, parse_threshold
     from dgbench.processor import available_cores
@@ -114,8 +114,7 @@ def leaderboard(
             raise DgbenchError(
                 f"--{option} {chosen!r} is unknown to protocol {contract.name!r}{suggest(chosen, known)}"
             )
-    if runs.exists() or runs != Path("runs"):  # without a folder of that name nothing was run yet: no mistake
-        check_root(runs, contract)
+    options.check_runs(runs, contract)
     view = View(setting=setting, threshold=parse_threshold(threshold, contract), checkpoint=checkpoint, policy=policy)
     reported = load_published().beside(contract) if published else None
     if published and reported is None:

@@ -1,6 +1,5 @@
 """``dgbench mlflow``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ Uri = Annotated[str | None, typer.Option("--uri", help="Tracking URI; default: a
 
 
 @app.command("sync")
-def sync_runs(runs: options.Runs = Path("runs"), uri: Uri = None) -> None:
+def sync_runs(runs: options.Runs = options.DEFAULT_RUNS, uri: Uri = None) -> None:
     """Bring MLflow up to date with the run folders; what is there already is not doubled."""
     from dgbench.store.mlflow_mirror import sync
 
@@ -30,7 +29,8 @@ def sync_runs(runs: options.Runs = Path("runs"), uri: Uri = None) -> None:
 
 @app.command("ui")
 def ui(
-    runs: options.Runs = Path("runs"), port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 5000
+    runs: options.Runs = options.DEFAULT_RUNS,
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow's pages on this machine only (127.0.0.1); Ctrl-C ends it."""
     import subprocess

@@ -12,7 +12,10 @@ from dgbench.cli.console import show
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from dgbench.protocol import Protocol as ProtocolFile
+
 DEFAULT_CACHE = Path("~/.cache/dgbench")
+DEFAULT_RUNS = Path("runs")
 
 
 class ListFormat(StrEnum):
@@ -139,3 +142,12 @@ def table_of(rows: list[dict[str, Any]]) -> "Table":
     for row in rows:
         table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
     return table
+
+
+def check_runs(runs: Path, protocol: "ProtocolFile") -> None:
+    """Raise DgbenchError where ``runs`` is no folder that could hold runs of ``protocol``; without a folder of the default name nothing was
+    run yet, which is no mistake."""
+    from dgbench.leaderboard.records import check_root
+
+    if runs.exists() or runs != DEFAULT_RUNS:
+        check_root(runs, protocol)

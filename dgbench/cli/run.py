@@ -31,7 +31,7 @@ def run(
     threads: options.Threads = None,
     settings: options.Set = None,
     config: options.Config = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     cache: options.Cache = options.DEFAULT_CACHE,
     fresh: options.Fresh = False,
     dry_run: options.DryRun = False,

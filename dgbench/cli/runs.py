@@ -1,7 +1,6 @@
 """``dgbench status``, ``logs``, ``cancel`` and ``retry``: looking after runs; ``dgbench job``: one job of a graph."""
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +24,7 @@ job_app = typer.Typer(
 
 def status(
     names: Names = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every two seconds until Ctrl-C.")] = False,
     form: options.Format = options.ListFormat.table,
 ) -> None:
@@ -48,7 +47,7 @@ def status(
 
 def logs(
     name: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run or study.")],
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Wait for more until the run has ended.")] = False,
 ) -> None:
     """What the jobs of a run, or a tuning study, said."""
@@ -71,7 +70,7 @@ def logs(
         typer.echo(f"{name}: nothing was said yet", err=True)
 
 
-def cancel(names: Named, runs: options.Runs = Path("runs")) -> None:
+def cancel(names: Named, runs: options.Runs = options.DEFAULT_RUNS) -> None:
     """Stop runs and keep their jobs from being started until `dgbench retry`. A job that runs saves its state first."""
     from datetime import UTC, datetime
 
@@ -91,7 +90,7 @@ def cancel(names: Named, runs: options.Runs = Path("runs")) -> None:
 
 def retry(
     names: Named,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     gpus: options.Gpus = None,
     jobs_per_gpu: options.JobsPerGpu = 1,
     jobs: options.Jobs = 1,
@@ -121,7 +120,7 @@ def exec_job(
     job_id: Annotated[
         str, typer.Argument(metavar="ID", help="PROTOCOL/HELDOUT/METHOD/SEED-KEY/STAGE, or …/evaluation.")
     ],
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     no_mlflow: options.NoMlflow = False,
 ) -> None:
     """Do one job of a run that was planned by `dgbench sweep` or `dgbench run`; what it needs must be done."""

@@ -38,7 +38,7 @@ def shift(
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     cache: options.Cache = options.DEFAULT_CACHE,
     out: Annotated[Path, typer.Option("--out", help="Folder for the figure.")] = Path("figures"),
     form: options.Format = options.ListFormat.table,

@@ -28,7 +28,7 @@ def tune(
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
-    runs: options.Runs = Path("runs"),
+    runs: options.Runs = options.DEFAULT_RUNS,
     cache: options.Cache = options.DEFAULT_CACHE,
     launcher: options.LauncherName = options.Launcher.local,
     slurm: options.Slurm = None,

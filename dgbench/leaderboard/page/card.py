@@ -11,8 +11,8 @@ from markupsafe import Markup
 from dgbench.info import MethodInfo
 from dgbench.registry import card
 
-HEADING_SHIFT = 2
-"""The card stands below a heading of its own: its first level is the page's third."""
+TOP_LEVEL = 3
+"""The card stands below a heading of its own: its highest headings are of the page's third level."""
 
 
 def method_card(info: MethodInfo) -> Markup | None:
@@ -33,9 +33,11 @@ def render_markdown(text: str, *, title: str = "") -> Markup:
     if title and len(tokens) > 2 and tokens[0].tag == "h1" and tokens[1].content.strip() == title:
         tokens = tokens[3:]
     tokens = _without_empty_headers(tokens)
+    headings = [token for token in tokens if token.type in ("heading_open", "heading_close")]
+    highest = min((int(token.tag[1]) for token in headings), default=1)
+    for token in headings:
+        token.tag = f"h{min(6, int(token.tag[1]) - highest + TOP_LEVEL)}"
     for token in tokens:
-        if token.type in ("heading_open", "heading_close"):
-            token.tag = f"h{min(6, int(token.tag[1]) + HEADING_SHIFT)}"
         if token.type == "inline":
             token.children = _without_local_links(token.children or [])
     parser = _parser()

@@ -15,7 +15,7 @@ _INSET = 6
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to pixels; ``low`` and ``high`` are round numbers around all values."""
+    """From values in points to pixels; ``low`` and ``high`` are round numbers around all values, never equal."""
 
     low: float
     high: float
@@ -27,14 +27,15 @@ class Scale:
         if not known:
             return None
         low, high = min(*known, *include, known[0]), max(*known, *include, known[0])
-        span = max(high - low, 1e-6 * max(1.0, abs(high)))
+        span = max(high - low, 1.0)
         step = 10 ** math.floor(math.log10(span))
         step = step / 2 if span / step < 4 else step
-        return cls(math.floor(low / step) * step, math.ceil(high / step) * step)
+        first, last = math.floor(low / step), math.ceil(high / step)
+        return cls(first * step, max(last, first + 1) * step)
 
     def x(self, value: float) -> float:
         """Where ``value`` lies, in pixels of a drawing of :data:`WIDTH`."""
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        share = (value - self.low) / (self.high - self.low)
         return _INSET + share * (WIDTH - 2 * _INSET)
 
     @property
