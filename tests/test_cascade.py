@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from dgbench.data.case import Case
 from dgbench.data.preparation import native_label, prepare_case
-from dgbench.evaluation.job import load_result, native_mask, save_result
+from dgbench.evaluation.job import load_result, save_result
 from dgbench.evaluation.metrics import dice
 from dgbench.inference.cascade import StageResult, label_roi, run_stage
+from dgbench.inference.native import native_mask
 from dgbench.inference.predictor import Prediction
 from dgbench.inference.roi import Box, whole, widen
 from dgbench.protocol import FineRounds, Protocol, ResolvedProtocol, load_protocol

@@ -177,6 +177,10 @@ def test_a_saved_slice_comes_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.image / 255 * 340 - 100, case.image, atol=0.51 * 340 / 255)
     assert back.dsc["fine"] == 0.5
     assert np.isnan(back.dsc["coarse"])
+    assert back.native
+    early = {name: array for name, array in np.load(tmp_path / "RENJI" / "case.npz").items() if name != "native"}
+    np.savez(tmp_path / "early.npz", **early)
+    assert not CaseSlice.load(tmp_path / "early.npz").native, "it was on the task grid before this was stored"
 
 
 def test_a_damaged_slice_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from dgbench.data.importing import split_folder
 from dgbench.data.preparation import PreparedCase, native_label, prepare_case, to_native
 from dgbench.data.reading import read_image
 from dgbench.errors import DgbenchError
-from dgbench.evaluation.job import native_mask
 from dgbench.inference.cascade import StageResult, run_stage
+from dgbench.inference.native import native_mask
 from dgbench.method import Setup
 from dgbench.nets import Backbone
 from dgbench.protocol import ResolvedProtocol, load_protocol

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from training_fixtures import differences, results
 
+from dgbench.store.cases import read_cases
 from dgbench.store.folder import RunFolder, iter_runs, read_status
 from dgbench.store.slices import CaseSlice, slice_file
 
@@ -138,11 +139,28 @@ def test_the_call_ends_with_a_table_the_folder_and_the_overlay(tiny: Tiny) -> No
     assert trained == [*SHARED, *OWN]
 
 
+def official_dsc(rows: pd.DataFrame) -> "pd.Series[float]":
+    """By setting and case, at the official checkpoint and threshold."""
+    official = rows[(rows["checkpoint"] == "source-val") & (rows["threshold"] == 0.5)]
+    return official.set_index(["setting", "case"])["dsc"]
+
+
 def test_every_held_out_case_leaves_a_slice_and_pooled_features(tiny: Tiny) -> None:
     run = tiny.runs["erm"]
     slices = {case: CaseSlice.load(slice_file(run.path, case)) for case in HELD_OUT}
     assert {case.case for case in slices.values()} == HELD_OUT
     assert all(case.reference_tumor.any() for case in slices.values())
+    official = official_dsc(run.cases())
+    pancreas = read_cases(run.stage_folder("pancreas-fine").parent / "evaluation")
+    official = pd.concat([official, official_dsc(pancreas)])
+    for name, shown in slices.items():
+        table = {
+            "coarse": official["C-Seg", name],
+            "fine": official["F-Seg", name],
+            "pancreas": official["P-Fine", name],
+        }
+        assert shown.native
+        assert shown.dsc == pytest.approx(table), "pictures show the numbers of tables"
     assert not (run.path / "figures" / "slices" / "MSD").exists(), "only held-out cases are shown"
     features = pd.read_parquet(run.evaluation / "features.parquet")
     assert set(features["stage"]) == set(OWN)

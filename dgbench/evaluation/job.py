@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 
 from dgbench.atomic import read_json, write_bytes, write_json
 from dgbench.data.case import Case
-from dgbench.data.preparation import PreparedCase, native_label, prepare_case, to_native
+from dgbench.data.preparation import PreparedCase, native_label, prepare_case
 from dgbench.data.splits import Split
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.case_slice import case_slice
 from dgbench.evaluation.features import feature_rows
 from dgbench.evaluation.metrics import CaseMetrics, case_metrics
 from dgbench.inference.cascade import StageResult, run_stage
+from dgbench.inference.native import native_mask
 from dgbench.inference.predictor import Predictor
-from dgbench.inference.roi import Box, paste
+from dgbench.inference.roi import Box
 from dgbench.info import MethodInfo
 from dgbench.method import Method
 from dgbench.protocol import ResolvedProtocol
@@ -188,7 +189,9 @@ def _evaluate_case(
                 times.append({**view, "seconds": seconds, "round_seconds": list(result.seconds)})
                 rows += _rows(job, case, prepared, reference, result, setting, checkpoint)
             if checkpoint == "source-val" and chain == "Seg" and job.pictured and case.id in job.split.test:
-                case_slice(prepared, job.resolved.protocol, found).save(slice_file(job.folder.parent, case.id))
+                case_slice(prepared, job.resolved.protocol, found, reference).save(
+                    slice_file(job.folder.parent, case.id)
+                )
         if checkpoint == "source-val" and job.pictured and _role(job, case) != "lesion-free":
             for stage, predictor in stages.items():
                 pooled = feature_rows(prepared, stage, predictor, job.resolved)
@@ -302,18 +305,6 @@ def _failed_row(
         **unknown,
         **reference,
     }
-
-
-def native_mask(
-    prepared: PreparedCase, result: StageResult, threshold: float, component_fraction: float | None
-) -> NDArray[np.bool_]:
-    """The answer at ``threshold`` on the case's own grid: components are filtered on the task grid, and the probabilities without the
-    dropped ones are resampled linearly and thresholded there."""
-    dropped = result.filtered(threshold, None) & ~result.filtered(threshold, component_fraction)
-    kept = np.where(dropped, 0, result.levels).astype(np.float32) / 255
-    part, lo = to_native(prepared, kept, result.box.lo)
-    hi = tuple(low + length for low, length in zip(lo, part.shape, strict=True))
-    return paste(part >= max(threshold, 0.5 / 255), Box(tuple(lo), hi), prepared.native.size)
 
 
 def result_file(folder: Path, case: Case, setting: str, checkpoint: str) -> Path:

@@ -105,7 +105,9 @@ def draw_overlays(
     figure.text(
         left / width, 1 - 0.18 / height, heading, fontsize=8.5, fontweight="bold", va="center", parse_math=False
     )
-    note = "DSC in points (0–100), of the whole volume resampled to the task grid; tables give that on the grid of the scan"
+    note = "DSC in points (0–100), of the whole volume on the grid of the scan, as in tables"
+    if not all(case.native for case in cases):
+        note = "DSC in points (0–100), of the whole volume resampled to the task grid; tables give that on the grid of the scan"
     figure.text(left / width, 1 - 0.37 / height, note, fontsize=7, va="center")
     figure.legend(
         handles=_legend(), loc="lower center", ncols=len(COLOURS), fontsize=7, frameon=False, handlelength=2.6

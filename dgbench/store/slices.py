@@ -31,7 +31,8 @@ class CaseSlice:
 
     ``image`` is in its own units and shown in ``window`` (low, high); ``None`` shows its full range. ``spacing`` is the pixel size
     (y, x) in mm. ``dsc`` in [0, 1] is of the whole volume, for any of the keys ``pancreas``, ``coarse``, ``fine``; a panel without a
-    value, or with ``NaN``, says so. ``slice_index`` counts from 0.
+    value, or with ``NaN``, says so; ``native`` says whether it was measured on the grid of the scan, as in tables, or on that of the task,
+    as early versions did. ``slice_index`` counts from 0.
     """
 
     case: str
@@ -45,6 +46,7 @@ class CaseSlice:
     slice_index: int
     n_slices: int
     dsc: Mapping[str, float] = field(default_factory=dict)
+    native: bool = True
     window: tuple[float, float] | None = CT_WINDOW
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ class CaseSlice:
             place=np.array([self.slice_index, self.n_slices]),
             dsc_of=np.array(list(self.dsc), dtype=str),
             dsc=np.array(list(self.dsc.values()), dtype=float),
+            native=np.array(self.native),
             **{name: getattr(self, name) for name in get_args(Masks)},
         )
         write_bytes(path, buffer.getvalue())
@@ -119,6 +122,7 @@ class CaseSlice:
                 slice_index=place[0],
                 n_slices=place[1],
                 dsc=dict(zip(data["dsc_of"].tolist(), data["dsc"].tolist(), strict=True)),
+                native=bool(data.get("native", False)),
                 window=(0.0, 255.0),
             )
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
