@@ -21,6 +21,7 @@ from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.figures import centroids, overlays
 from dgbench.leaderboard.figures.board import load_board
 from dgbench.leaderboard.figures.panels import shown_cells
+from dgbench.leaderboard.page.site import write_page
 from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table
 from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.results import Table
@@ -262,3 +263,16 @@ def test_figures_find_the_slice_of_a_case_in_the_run_of_its_fold(tmp_path: Path)
     assert unseen == 1
     assert [round(choice.dsc, 1) for choice in choices] == [0.8, 0.6, 0.4]
     assert centroids.gather(board)["erm", "RENJI"].seeds == (0,)
+
+
+def test_a_page_does_not_call_a_case_of_a_fold_unseen(tmp_path: Path) -> None:
+    """Networks of the other folds of its center were trained beside it, on scanners like its own."""
+    add_folds(tmp_path / "runs", "erm", (0.5,), (0.6,), (0.7,), (0.8,))
+    result = compile_runs(tmp_path / "runs", protocol=IN_DOMAIN)
+    write_page(result, tmp_path / "page", root=tmp_path / "runs", protocol=IN_DOMAIN, cases=True)
+    pages = list((tmp_path / "page" / "cases").rglob("*.html"))
+    assert pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "judged by networks that were trained on other folds of its center" in text
+        assert "no method saw" not in text

@@ -1,6 +1,5 @@
 """The page as files: what it says, that it is whole and closed, that text stays text, and that its folder is safe."""
 
-import json
 import re
 import zipfile
 from collections.abc import Iterator
@@ -15,14 +14,12 @@ from leaderboard_runs import CENTERS, PROTOCOL, add_run, cell, compiled, only_ta
 from page_runs import REASON, TITLE, write_board
 
 from dgbench.cli import call
-from dgbench.errors import DgbenchError
 from dgbench.leaderboard.figures import FIGURES
-from dgbench.leaderboard.page import site as site_room
 from dgbench.leaderboard.page.board import board
 from dgbench.leaderboard.page.card import render_markdown
-from dgbench.leaderboard.page.folder import MARKER, file_name
+from dgbench.leaderboard.page.folder import MARKER
 from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_strip, seeds_mark
-from dgbench.leaderboard.page.site import Written, write_page
+from dgbench.leaderboard.page.site import POLICY, Written, write_page
 from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.results import seed_means
 
@@ -95,7 +92,7 @@ def test_every_page_is_whole_closed_and_says_phantom_first(page: Path) -> None:
         body = path.read_text(encoding="utf-8").partition("<body>")[2]
         assert body.strip().startswith('<p class="banner phantom">PHANTOM DATA — not patient data</p>')
         policies = [meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta]
-        assert policies == [site_room.POLICY]
+        assert policies == [POLICY]
         assert "unsafe" not in policies[0]
         assert policies[0].startswith("default-src 'none';")
 
@@ -290,47 +287,6 @@ def test_unreadable_folders_are_listed(tmp_path: Path) -> None:
     assert "cannot be read and are not counted (1)" in Page(tmp_path / "page/index.html").text
 
 
-def test_folder_of_others_is_refused_and_left_alone(tmp_path: Path, runs: Path) -> None:
-    result, out = compiled(runs), tmp_path / "page"
-    out.mkdir()
-    (out / "thesis.md").write_text("mine")
-    with pytest.raises(DgbenchError, match=r"holds files that are not of a leaderboard page \(thesis.md\)"):
-        write_page(result, out, root=runs, protocol=PROTOCOL)
-    assert [path.name for path in out.iterdir()] == ["thesis.md"]
-    (out / "thesis.md").unlink()
-    write_page(result, out, root=runs, protocol=PROTOCOL, cases=False)
-    (out / "methods" / "notes.txt").write_text("mine")
-    with pytest.raises(DgbenchError, match=r"methods/notes\.txt"):
-        write_page(result, out, root=runs, protocol=PROTOCOL)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(DgbenchError, match="is a file"):
-        write_page(result, tmp_path / "file", root=runs, protocol=PROTOCOL)
-
-
-def test_a_failure_leaves_the_page_before(tmp_path: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result, out = compiled(runs), tmp_path / "page"
-    write_page(result, out, root=runs, protocol=PROTOCOL, cases=False)
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-
-    def fail(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(site_room, "method_pages", fail)
-    with pytest.raises(DgbenchError, match="No space left"):
-        write_page(result, out, root=runs, protocol=PROTOCOL, cases=False)
-    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert [path.name for path in tmp_path.iterdir()] == ["page"]
-
-
-def test_a_marker_cannot_hide_files_of_others(tmp_path: Path, runs: Path) -> None:
-    out = tmp_path / "page"
-    out.mkdir()
-    (out / MARKER).write_text(json.dumps({"made_by": "someone", "files": ["x"]}))
-    (out / "x").write_text("mine")
-    with pytest.raises(DgbenchError, match="holds files that are not"):
-        write_page(compiled(runs), out, root=runs, protocol=PROTOCOL)
-
-
 def test_figures_stand_in_the_page(runs: Path, tmp_path: Path) -> None:
     """Of each table and of each row, with a word for every figure that is not there."""
     out = tmp_path / "page"
@@ -369,15 +325,6 @@ def test_command(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith(f"{tmp_path / 'page' / 'index.html'}: 1 table, 7 method pages, no case pages")
-
-
-def test_file_names_are_harmless() -> None:
-    assert file_name("erm_long") == "erm_long"
-    assert file_name("_pancreas").startswith("pancreas-") or file_name("_pancreas").startswith("_pancreas-")
-    odd = ["../../x", "a/b", "a?b", "ä", "", ".hidden", "x" * 80]
-    names = [file_name(text) for text in odd]
-    assert len(set(names)) == len(odd)
-    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) for name in names)
 
 
 def test_marks() -> None:
