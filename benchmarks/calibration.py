@@ -135,7 +135,9 @@ def seed_spread(arms: tuple[str, ...]) -> float:
 @cache
 def dsc_of_records(seed: int) -> dict[tuple[str, str], pd.Series]:
     """Per-case DSC in the committed records with this seed, by (held-out center, method)."""
-    records, _ = read_records(ROOT / "leaderboards", load_protocol("phantom"), OFFICIAL, lambda spec: spec.seed == seed)
+    (records,), _ = read_records(
+        ROOT / "leaderboards", load_protocol("phantom"), [OFFICIAL], lambda spec: spec.seed == seed
+    )
     return {
         (r.spec.heldout, r.spec.method.name): as_frame(r.rows).set_index("case")["dsc"]
         for r in records

@@ -26,8 +26,9 @@ from dgbench.errors import DgbenchError
 from dgbench.evaluation.metrics import CaseMetrics
 from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
-from dgbench.leaderboard.records import View, preset_overrides, retarget
+from dgbench.leaderboard.records import View
 from dgbench.leaderboard.results import Compiled
+from dgbench.leaderboard.rows import preset_overrides, retarget
 from dgbench.leaderboard.sheets import to_markdown
 from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol

@@ -12,6 +12,9 @@ from test_costs import add_priced_run
 
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
+from dgbench.leaderboard import records
+from dgbench.leaderboard.checked_rows import read_checked
+from dgbench.leaderboard.compile import compile_views
 from dgbench.leaderboard.paper_tables import ABLATIONS, paper_table, paper_table_sheets
 from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.records import View
@@ -25,9 +28,10 @@ def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def sheets(root: Path, name: str, **options: Any) -> list[Sheet]:
-    return paper_table_sheets(
-        paper_table(name, PROTOCOL), lambda setting: compiled(root, view=View(setting=setting)), **options
-    )
+    wanted = paper_table(name, PROTOCOL)
+    views = [View(setting=setting) for setting in wanted.settings]
+    found = compile_views(root, views, protocol=PROTOCOL)
+    return paper_table_sheets(wanted, dict(zip(wanted.settings, found, strict=True)), **options)
 
 
 def column(sheet: Sheet, name: str) -> list[str]:
@@ -132,3 +136,12 @@ def test_csv_and_json_hold_the_cells_that_are_printed(two_seeds: Path, capsys: p
         assert list(csv.DictReader(lines[len(remarks) :])) == sheet["rows"]
     assert reported["heading"][0].startswith("REPORTED in the literature")
     assert {row["setting"] for row in own["rows"]} == {"C-Seg", "F-Seg", "C-Mask", "F-Mask"}
+
+
+def test_every_run_is_read_once_for_all_settings(two_seeds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(records, "read_checked", lambda folder: read.append(folder) or read_checked(folder))
+    views = [View(setting=setting) for setting in PROTOCOL.settings]
+    found = compile_views(two_seeds, views, protocol=PROTOCOL)
+    assert len(read) == len(set(read)) == 12
+    assert found == [compiled(two_seeds, view=view) for view in views]

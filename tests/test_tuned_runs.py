@@ -16,7 +16,7 @@ from dgbench.atomic import read_json, read_jsonl, write_json
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
 from dgbench.launch.plan import plan_run
-from dgbench.leaderboard.records import RowKey, row_labels, tuning_command
+from dgbench.leaderboard.rows import RowKey, row_labels, tuning_command
 from dgbench.store.folder import RunSpec
 from dgbench.store.study import KEPT_OF_STUDY, read_trials, select
 

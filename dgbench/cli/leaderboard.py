@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,11 +79,11 @@ def leaderboard(
     """Compile finished runs into a ranking; what is missing is listed and never averaged around."""
     from dgbench.cli.lesion_types import lesion_types
     from dgbench.leaderboard import export, tables
-    from dgbench.leaderboard.compile import compile_runs
+    from dgbench.leaderboard.compile import compile_runs, compile_views
     from dgbench.leaderboard.figures.board import Options
     from dgbench.leaderboard.page.folder import check_folder
     from dgbench.leaderboard.page.site import write_page
-    from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table, paper_table_sheets
+    from dgbench.leaderboard.paper_tables import PaperTable, in_domain_pair, paper_table, paper_table_sheets
     from dgbench.leaderboard.published import load_published
     from dgbench.leaderboard.records import OFFICIAL, View
     from dgbench.leaderboard.results import Compiled
@@ -126,17 +125,19 @@ def leaderboard(
         if wanted.name == "II" and view.threshold != OFFICIAL_THRESHOLD:
             raise DgbenchError(f"--table II --threshold {threshold}: pancreas masks are always taken at 0.5")
 
-        def compile_setting(protocol: Protocol, setting: str) -> Compiled:
-            chosen = replace(view, setting=setting)
-            return compile_runs(
-                runs, protocol=protocol, preset=preset, view=chosen, seeds=seeds, processes=available_cores()
+        def compiled_in(protocol: Protocol, wanted: PaperTable) -> dict[str, Compiled]:
+            views = [replace(view, setting=setting) for setting in wanted.settings]
+            found = compile_views(
+                runs, views, protocol=protocol, preset=preset, seeds=seeds, processes=available_cores()
             )
+            return dict(zip(wanted.settings, found, strict=True))
 
         beside: list[Sheet] = []
         if held_out is not None:
-            beside = paper_table_sheets(paper_table("III", held_out), partial(compile_setting, held_out))
+            same = paper_table("III", held_out)
+            beside = paper_table_sheets(same, compiled_in(held_out, same))
             beside = beside if any(sheet.rows for sheet in beside) else []
-        _print(paper_table_sheets(wanted, partial(compile_setting, contract), reported, beside), form)
+        _print(paper_table_sheets(wanted, compiled_in(contract, wanted), reported, beside), form)
         return
     if out is not None:
         check_folder(out)

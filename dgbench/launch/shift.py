@@ -19,7 +19,7 @@ from dgbench.launch.jobs import EVALUATION, Say, empty_folder, is_judged, stored
 from dgbench.launch.phantom import draw_once, ensure_data
 from dgbench.launch.plan import FolderPlan, RunPlan, RunRequest, judged_how, phantom_recipe, plan_run, resolve_request
 from dgbench.launch.worker import run_job
-from dgbench.leaderboard.compile import resolve_policy
+from dgbench.leaderboard import policies
 from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.response import Response, gather
 from dgbench.protocol import ResolvedProtocol
@@ -237,7 +237,7 @@ def respond(
         pd.DataFrame(ceilings),
         axis=axis,
         neutral=neutral,
-        policy=resolve_policy(OFFICIAL.policy, resolved.protocol),
+        policy=policies.resolve(OFFICIAL.policy, resolved.protocol),
         heading=_heading(plans),
         notes=_notes(axis),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from dgbench.errors import DgbenchError, suggest
+from dgbench.errors import DgbenchError
 from dgbench.leaderboard import notes as notes_on
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RunCost, common_machine, row_cost
@@ -25,14 +25,10 @@ from dgbench.leaderboard.records import (
     OFFICIAL,
     UNREADABLE,
     Record,
-    RowKey,
     View,
     comparable_groups,
     read_records,
     refuse_partial,
-    retarget,
-    row_labels,
-    tuning_command,
 )
 from dgbench.leaderboard.results import (
     METRICS,
@@ -44,6 +40,7 @@ from dgbench.leaderboard.results import (
     Score,
     Table,
 )
+from dgbench.leaderboard.rows import RowKey, retarget, row_labels, tuning_command
 from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
@@ -54,18 +51,6 @@ if TYPE_CHECKING:
 
 
 NOT_RUN = "not run"
-
-
-def resolve_policy(name: str, protocol: Protocol) -> policies.Policy:
-    """The aggregation policy of that name, with the constants of ``protocol``. Raises DgbenchError for an unknown name."""
-    if name == policies.PAPER.name:
-        return policies.PAPER
-    own = policies.default(
-        assd_constant_mm=protocol.metrics.assd_constant_mm, hd95_constant_mm=protocol.metrics.hd95_constant_mm
-    )
-    if name != own.name:
-        raise DgbenchError(f"unknown policy {name!r}{suggest(name, (own.name, policies.PAPER.name))}")
-    return own
 
 
 def compile_runs(
@@ -94,13 +79,53 @@ def compile_runs(
     Raises:
         DgbenchError: the policy is unknown, or no run holds the threshold asked for, and some would count with another.
     """
-    policy = resolve_policy(view.policy, protocol)
+    (compiled,) = compile_views(
+        root, [view], protocol=protocol, preset=preset, seeds=seeds, include=include, processes=processes
+    )
+    return compiled
+
+
+def compile_views(
+    root: Path,
+    views: Sequence[View],
+    *,
+    protocol: Protocol,
+    preset: str | None = None,
+    seeds: int | None = None,
+    include: Callable[[RunSpec], bool] | None = None,
+    processes: int = 1,
+) -> list[Compiled]:
+    """:func:`compile_runs` in each of ``views``, with every run read once."""
+    chosen = [policies.resolve(view.policy, protocol) for view in views]
 
     def wanted(spec: RunSpec) -> bool:
         early = seeds is None or spec.seed < seeds
         return early and preset in (None, spec.protocol.preset) and (include is None or include(spec))
 
-    records, problems = read_records(root, protocol, view, wanted, processes)
+    found, problems = read_records(root, protocol, views, wanted, processes)
+    compiled = []
+    for view, policy, records in zip(views, chosen, found, strict=True):
+        tables = _tables(records, protocol, policy, view, problems)
+        compiled.append(
+            Compiled(
+                protocol=protocol.name,
+                kind=protocol.kind,
+                folds=protocol.folds,
+                view=view,
+                first_seeds=seeds,
+                policy=policy,
+                nsd_tolerance_mm=protocol.metrics.nsd_tolerance_mm,
+                tables=tables,
+                problems=tuple(problems.values()),
+            )
+        )
+    return compiled
+
+
+def _tables(
+    records: Sequence[Record], protocol: Protocol, policy: policies.Policy, view: View, problems: Mapping[str, str]
+) -> tuple[Table, ...]:
+    """One table for each group of comparable runs."""
     lacking = [record.reason for record in records if (record.reason or "").startswith(NO_THRESHOLD)]
     if lacking and all(record.rows is None for record in records):
         raise DgbenchError(f"--threshold {view.threshold_text}: {lacking[0]}")
@@ -109,20 +134,8 @@ def compile_runs(
         version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol
         groups.setdefault((version, ran.version, ran.preset, ran.content), []).append(record)
     order = sorted(groups, key=lambda key: ([-int(part) for part in key[0].split(".")], -key[1], key[2]))
-    return Compiled(
-        protocol=protocol.name,
-        kind=protocol.kind,
-        folds=protocol.folds,
-        view=view,
-        first_seeds=seeds,
-        policy=policy,
-        nsd_tolerance_mm=protocol.metrics.nsd_tolerance_mm,
-        tables=tuple(
-            _table(members, protocol, policy, view, problems)
-            for key in order
-            for members in comparable_groups(groups[key])
-        ),
-        problems=tuple(problems.values()),
+    return tuple(
+        _table(members, protocol, policy, view, problems) for key in order for members in comparable_groups(groups[key])
     )
 
 

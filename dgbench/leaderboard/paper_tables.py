@@ -4,7 +4,7 @@ Each is a selection of settings and methods in the paper's layout: DSC, ASD and 
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dgbench.errors import DgbenchError, suggest
@@ -82,16 +82,15 @@ def in_domain_pair(protocol: Protocol) -> tuple[Protocol, Protocol | None]:
 
 def paper_table_sheets(
     wanted: PaperTable,
-    compile_setting: Callable[[str], Compiled],
+    compiled: Mapping[str, Compiled],
     published: Published | None = None,
     beside: Sequence[Sheet] = (),
 ) -> list[Sheet]:
     """One sheet for each group of comparable runs, then what is missing, then ``beside``, then the paper's table where ``published`` is
     given.
 
-    ``compile_setting`` compiles the runs in one setting of the table, under the threshold, checkpoint and policy that were asked for.
+    ``compiled`` holds the runs in each setting of the table, under the threshold, checkpoint and policy that were asked for.
     """
-    compiled = {setting: compile_setting(setting) for setting in wanted.settings}
     groups: dict[tuple[object, ...], dict[str, Table]] = {}
     for setting, result in compiled.items():
         for table in result.tables:

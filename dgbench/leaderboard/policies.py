@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dgbench.errors import DgbenchError
+from dgbench.errors import DgbenchError, suggest
+from dgbench.protocol import Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,18 @@ PAPER = Policy(
     exclude_empty_reference=False,
 )
 """The dual-task paper's policy; the paper does not say what a missing centroid counts for, so it stays undefined."""
+
+
+def resolve(name: str, protocol: Protocol) -> Policy:
+    """The policy of that name, with the constants of ``protocol``. Raises DgbenchError for an unknown name."""
+    if name == PAPER.name:
+        return PAPER
+    own = default(
+        assd_constant_mm=protocol.metrics.assd_constant_mm, hd95_constant_mm=protocol.metrics.hd95_constant_mm
+    )
+    if name != own.name:
+        raise DgbenchError(f"unknown policy {name!r}{suggest(name, (own.name, PAPER.name))}")
+    return own
 
 
 def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":

@@ -4,18 +4,15 @@ A run is counted when it and its evaluation are ``done``, the evaluation is of t
 view asked for. Everything else stays visible as a record with a reason.
 """
 
-import json
 import multiprocessing
-import shlex
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
@@ -125,9 +122,10 @@ class Record:
 
 
 def read_records(
-    root: Path, protocol: Protocol, view: View, keep: Callable[[RunSpec], bool], processes: int = 1
-) -> tuple[list[Record], dict[str, str]]:
-    """The runs of methods of ``protocol`` under ``root`` that ``keep`` wants, and why each other folder there cannot be read.
+    root: Path, protocol: Protocol, views: Sequence[View], keep: Callable[[RunSpec], bool], processes: int = 1
+) -> tuple[list[list[Record]], dict[str, str]]:
+    """In each of ``views``, the runs of methods of ``protocol`` under ``root`` that ``keep`` wants, each run read once; and why each other
+    folder there cannot be read.
 
     The shared pancreas runs are rows in the settings of their own stages alone. Imported prediction sets have one mask per case: they stand
     in every view of the official setting and in no other. Rows keep :data:`dgbench.leaderboard.policies.RAW_COLUMNS`.
@@ -142,27 +140,45 @@ def read_records(
         if folder.parts[0] == protocol.name:
             problems[folder.as_posix()] = _below(root, error)
 
-    shared = view.setting in [protocol.stages[stage].code for stage in protocol.shared_stages]
-    specs = ((run, run.spec) for run in iter_runs(root, note))
-    runs = [
-        run
-        for run, spec in specs
-        if spec.protocol.name == protocol.name and (spec.method.name == SHARED_METHOD) == shared and keep(spec)
-        if not spec.method.imported or view.setting == OFFICIAL.setting
-    ]
+    runs: list[RunFolder] = []
+    places: list[list[int]] = []
+    for run in iter_runs(root, note):
+        spec = run.spec
+        if spec.protocol.name == protocol.name and keep(spec):
+            shown = [place for place, view in enumerate(views) if _stands_in(spec, view, protocol)]
+            if shown:
+                runs.append(run)
+                places.append(shown)
     one_mask = replace(OFFICIAL, checkpoint=IMPORTED)
     read = partial(_record, protocol=protocol)
-    views = [one_mask if run.spec.method.imported else view for run in runs]
+    asked = [
+        [one_mask if run.spec.method.imported else views[place] for place in shown]
+        for run, shown in zip(runs, places, strict=True)
+    ]
     processes = min(processes, len(runs) // RUNS_PER_PROCESS)
     if processes < 2:
-        return list(map(read, runs, views)), problems
-    context = multiprocessing.get_context("spawn")
-    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to tell
-    with ProcessPoolExecutor(processes, context, signal.signal, ignore) as pool:
-        return list(pool.map(read, runs, views, chunksize=RUNS_AT_ONCE)), problems
+        found = list(map(read, runs, asked))
+    else:
+        context = multiprocessing.get_context("spawn")
+        ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to tell
+        with ProcessPoolExecutor(processes, context, signal.signal, ignore) as pool:
+            found = list(pool.map(read, runs, asked, chunksize=RUNS_AT_ONCE))
+    records: list[list[Record]] = [[] for _ in views]
+    for shown, ones in zip(places, found, strict=True):
+        for place, record in zip(shown, ones, strict=True):
+            records[place].append(record)
+    return records, problems
 
 
-def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
+def _stands_in(spec: RunSpec, view: View, protocol: Protocol) -> bool:
+    shared = view.setting in [protocol.stages[stage].code for stage in protocol.shared_stages]
+    return (spec.method.name == SHARED_METHOD) == shared and (
+        not spec.method.imported or view.setting == OFFICIAL.setting
+    )
+
+
+def _record(run: RunFolder, views: Sequence[View], protocol: Protocol) -> list[Record]:
+    """The run in each of ``views``."""
     spec = run.spec
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:
@@ -171,32 +187,50 @@ def _record(run: RunFolder, view: View, protocol: Protocol) -> Record:
             try:
                 manifest.check(run.path)
             except DgbenchError as error:
-                return record.without_rows(f"refused: {_below(run.root, error)}")
+                raise _NotCounted(f"refused: {_below(run.root, error)}") from error
             record = replace(record, tier=manifest.tier)
         status = run.status
         record = replace(record, updated=status.updated or "")
         if status.state != "done":
             progress = f", {run.trained():.0%} trained" if status.state in ("running", "interrupted") else ""
-            return record.without_rows(_state(status, progress))
+            raise _NotCounted(_state(status, progress))
         if not (run.evaluation / "status.json").exists():
-            return record.without_rows("evaluation missing")
+            raise _NotCounted("evaluation missing")
         evaluation = read_status(run.evaluation)
         if evaluation.state != "done":
-            return record.without_rows(f"evaluation {_state(evaluation)}")
+            raise _NotCounted(f"evaluation {_state(evaluation)}")
         evaluated = _Evaluated.model_validate(read_json(run.evaluation / "spec.json"))
         trained = {stage: reference.key for stage, reference in spec.stages.items()}
         other = sorted(stage for stage, key in evaluated.train_keys.items() if trained.get(stage) != key)
         if other:
-            return record.without_rows(f"evaluation is of other weights: {', '.join(other)}")
+            raise _NotCounted(f"evaluation is of other weights: {', '.join(other)}")
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
         cases = read_checked(run.evaluation)
-        return _select(replace(record, cost=_cost(run, cases)), cases, view, protocol)
+        record = replace(record, cost=_cost(run, cases))
+    except _NotCounted as reason:
+        return [record.without_rows(str(reason))] * len(views)
     except DgbenchError as error:
-        told = _below(run.root, error)
-        return record.without_rows(f"{UNREADABLE}: {told}" if told.startswith(run.relative) else told)
+        return [record.without_rows(_told(run, error))] * len(views)
     except ValidationError as error:
-        return record.without_rows(f"{UNREADABLE}: evaluation/spec.json: {one_line(error)}")
+        return [record.without_rows(f"{UNREADABLE}: evaluation/spec.json: {one_line(error)}")] * len(views)
+    return [_in_view(run, record, cases, view, protocol) for view in views]
+
+
+class _NotCounted(Exception):
+    """Why a run is not counted."""
+
+
+def _in_view(run: RunFolder, record: Record, cases: "pa.Table", view: View, protocol: Protocol) -> Record:
+    try:
+        return _select(record, cases, view, protocol)
+    except DgbenchError as error:
+        return record.without_rows(_told(run, error))
+
+
+def _told(run: RunFolder, error: DgbenchError) -> str:
+    told = _below(run.root, error)
+    return f"{UNREADABLE}: {told}" if told.startswith(run.relative) else told
 
 
 def _cost(run: RunFolder, cases: "pa.Table") -> RunCost | str | None:
@@ -297,100 +331,3 @@ def refuse_partial(records: list[Record]) -> list[Record]:
         cases = 0 if record.rows is None else len(record.rows)
         checked.append(record.without_rows(f"evaluated {cases} of {expected} cases") if partial else record)
     return checked
-
-
-def retarget(command: str, heldout: str, seed: int) -> str:
-    """A run's command line with another held-out center and seed."""
-    words: list[str] = []
-    skip = False
-    for word in _words(command):
-        option, _, value = word.partition("=")
-        if skip or option in ("--heldout", "--seed"):
-            skip = not skip and not value
-            continue
-        words.append(word)
-    return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
-
-
-def tuning_command(command: str, heldout: str, trials: int) -> str:
-    """The command that tunes for another held-out center what a run with ``command`` was tuned for."""
-    words = _words(command)
-    if "--config" in words:
-        place = words.index("--config")
-        del words[place : place + 2]
-    seed = words[words.index("--seed") + 1] if "--seed" in words[:-1] else "0"
-    tune = ["tune" if word == "run" else word for word in words]
-    return f"{retarget(shlex.join(tune), heldout, int(seed) if seed.isdigit() else 0)} --trials {trials}"
-
-
-def _words(command: str) -> list[str]:
-    """The words of a command line; of one that a hand spoiled (an open quote), what stands between spaces."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return command.split()
-
-
-def preset_overrides(command: str) -> tuple[str, ...]:
-    """The ``--set preset.…`` assignments of a run's command line, sorted: what a modified preset was changed to."""
-    words = _words(command)
-    assignments = [value for option, value in pairwise(words) if option == "--set"]
-    assignments += [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
-    return tuple(sorted(value for value in assignments if value.startswith("preset.")))
-
-
-class RowKey(NamedTuple):
-    """What makes two runs seeds or centers of the same row; ``config`` as JSON. A tuned row has a configuration for each center, which its
-    studies chose; what makes it one is how many trials they had, and what they were not to search."""
-
-    method: str
-    version: int
-    config: str
-    modified: bool
-    overrides: tuple[str, ...]
-    imported: bool
-    tuned: int | None = None
-    devices: int = 1
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether other rows are compared with this one: the baseline as the protocol has it, neither modified nor tuned."""
-        return self.method == BASELINE and not self.modified and self.tuned is None
-
-    @classmethod
-    def of(cls, spec: RunSpec) -> "RowKey":
-        """The row that a run belongs to."""
-        devices = max(1, spec.environment.devices)  # an imported set was made on none that is known
-        if spec.tuned is not None and not spec.protocol.modified:
-            settings = spec.tuned.settings
-            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.trials, devices)
-        modified = spec.protocol.modified
-        overrides = preset_overrides(spec.command) if modified else ()
-        config = json.dumps(spec.method.config, sort_keys=True)
-        imported = spec.method.imported
-        return cls(spec.method.name, spec.method.version, config, modified, overrides, imported, None, devices)
-
-
-def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
-    """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the
-    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``; several
-    devices are always named."""
-    keys = list(rows)
-    labels = {}
-    for key in keys:
-        siblings = [other for other in keys if other.method == key.method]
-        configs = [json.loads(other.config) for other in siblings if other.tuned is None]
-        parts = [f"v{key.version}"] if len({other.version for other in siblings}) > 1 else []
-        parts += [
-            f"{option}={value}"
-            for option, value in json.loads(key.config).items()
-            if any(config.get(option) != value for config in configs)
-        ]
-        parts += key.overrides
-        if key.tuned is not None:
-            parts.insert(0, f"tuned({key.tuned})")
-        elif not parts and any(other.tuned is not None for other in siblings):
-            parts = ["default"]
-        parts += [f"{key.devices} devices"] if key.devices > 1 else []
-        labels[key] = f"{key.method} ({', '.join(parts)})" if parts else key.method
-    return labels

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.compile import resolve_policy
 from dgbench.leaderboard.sheets import BANNERS, NOTES, UNDEFINED, Sheet, describe_policy
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
@@ -50,7 +49,7 @@ def run_table(
     """
     import numpy as np
 
-    rule = resolve_policy(policy, protocol)
+    rule = policies.resolve(policy, protocol)
     shared = [protocol.stages[name].code for name in protocol.shared_stages]
     wanted = np.where(cases["setting"].isin(shared), 0.5, threshold)
     rows = cases[(cases["checkpoint"] == checkpoint) & np.isclose(cases["threshold"], wanted, atol=1e-6)]

@@ -68,8 +68,8 @@ def case_file(case: str) -> str:
 def case_scores(compiled: Compiled, root: Path, protocol: Protocol) -> dict[str, dict[str, CaseScore]]:
     """The scores of every counted run, read again from its evaluation, in the view and under the policy of ``compiled``."""
     wanted = {folder for table in compiled.tables for folder in _folders(table)}
-    records, _ = read_records(
-        root, protocol, compiled.view, lambda spec: spec.folder(root).relative_to(root).as_posix() in wanted
+    (records,), _ = read_records(
+        root, protocol, [compiled.view], lambda spec: spec.folder(root).relative_to(root).as_posix() in wanted
     )
     found: dict[str, dict[str, CaseScore]] = {}
     for record in records:
