@@ -141,7 +141,7 @@ def cost(
 def _print_times(measured: dict[str, Any], resolved: "ResolvedProtocol", form: options.ListFormat) -> None:
     from dgbench.launch.timing import BUSY
 
-    busy = measured["machine"]["busy_percent"]
+    busy = measured["busy_percent"]
     if busy > BUSY:
         typer.echo(
             f"warning: {busy:.0f} % of the processor was in use before the measurement: these times are those of a busy machine",

@@ -62,9 +62,9 @@ def time_methods(
 ) -> dict[str, Any]:
     """Times and peak memory of every method's stages under a protocol, with what they depend on; plain JSON.
 
-    ``machine`` is the key of every row: processor or GPU with its driver, precision, threads, torch and dgbench, and how busy it was
-    before. Times are in milliseconds, each stage's and their sum, as quartiles; memory in MiB. ``cases`` are prepared in ``cache``, for
-    the time of a case (``case_ms``, None without any).
+    ``machine`` is the key of every row: processor or GPU with its driver, precision, threads, torch and dgbench; ``busy_percent`` is how
+    much of the processor was in use before. Times are in milliseconds, each stage's and their sum, as quartiles; memory in MiB. ``cases``
+    are prepared in ``cache``, for the time of a case (``case_ms``, None without any).
     """
     stages = [name for name in resolved.protocol.stages if name not in resolved.protocol.shared_stages]
     busy = psutil.cpu_percent(interval=1.0)
@@ -94,8 +94,8 @@ def time_methods(
             "workers": resolved.preset.workers,
             "torch": described["packages"]["torch"],
             "dgbench": __version__,
-            "busy_percent": busy,
         },
+        "busy_percent": busy,
         "cases": [case.id for case in cases],
         "methods": [{"method": name, **measured["methods"][name], "peak_mib": memory[name]} for name in methods],
     }
