@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from cli_calls import mistake
 from leaderboard_runs import compiled
 
 from dgbench.cli import call
@@ -83,4 +82,3 @@ def test_tables_of_the_paper_are_printed_too(two_seeds: Path, capsys: pytest.Cap
     arguments = ["leaderboard", "--runs", str(two_seeds), "--table", "VI"]
     assert call([*arguments, "--format", "latex"]) == 0
     assert "Counterpart of Table VI" in capsys.readouterr().out
-    assert "table, md, latex, not csv" in mistake(capsys, [*arguments, "--format", "csv"])
