@@ -56,7 +56,7 @@ def rows_where(table: "pa.Table", column: str, wanted: str | Callable[[str], boo
     """Which rows hold the text ``wanted``, or one of which it is true, in a ``column`` that is coded as a dictionary, (rows,)."""
     import numpy as np
 
-    fits = wanted.__eq__ if isinstance(wanted, str) else wanted
+    fits: Callable[[str], bool] = (lambda name: name == wanted) if isinstance(wanted, str) else wanted
     found = [np.zeros(0, dtype=bool)]
     for chunk in table[column].chunks:
         matches = np.array([fits(name) for name in chunk.dictionary.to_pylist()], dtype=bool)
