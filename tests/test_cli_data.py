@@ -1,4 +1,5 @@
-"""Bad data at the command line: one line with exit code 2 for a source, a failed row for a held-out case, a table from ``data check``."""
+"""Data at the command line: bad ones are one line with exit code 2 for a source, a failed row for a held-out case, a table from ``data
+check``; ``data phantom`` draws and never overwrites."""
 
 import gzip
 import json
@@ -171,3 +172,35 @@ def test_data_check_of_sound_data_ends_with_zero(sound: Mini, capsys: pytest.Cap
 def test_data_check_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is empty" in mistake(capsys, ["data", "check", str(tmp_path)])
     assert "does not exist" in mistake(capsys, ["data", "check", str(tmp_path / "none")])
+
+
+def test_data_phantom_draws_four_centers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "phantom"
+    assert call(["data", "phantom", str(target), "--cases", "1", "--seed", "3", "--shift", "noise=0.5"]) == 0
+    assert capsys.readouterr().out == f"4 cases of MSD, RENJI, RMYY, NIH in {target}\n"
+    record = json.loads((target / "phantom.json").read_text())
+    assert (record["recipe"]["seed"], record["recipe"]["strengths"]["noise"]) == (3, 0.5)
+    assert len(list(target.rglob("*.nii.gz"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shift", "noise"], "--shift 'noise': expected axis=strength"),
+        (["--shift", "nois=1"], "phantom: unknown shift axis 'nois' — did you mean 'noise'?"),
+        (["--shift", "noise=-1"], "phantom: strength of axis 'noise' is -1.0, it must be a number ≥ 0"),
+        (["--size", "medium"], "unknown --size 'medium'"),
+        (["--cases", "0"], "Invalid value for '--cases'"),
+    ],
+)
+def test_a_phantom_that_cannot_be_drawn(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in mistake(capsys, ["data", "phantom", str(tmp_path / "phantom"), *options])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_phantom_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "precious").write_text("data")
+    assert "holds other files" in mistake(capsys, ["data", "phantom", str(tmp_path), "--cases", "1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]

@@ -28,7 +28,6 @@ from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.records import View
 from dgbench.leaderboard.results import Compiled
-from dgbench.leaderboard.rows import preset_overrides, retarget
 from dgbench.leaderboard.sheets import to_markdown
 from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol
@@ -403,23 +402,6 @@ def test_include_decides_what_is_expected(two_seeds: Path) -> None:
 def test_unknown_policy(tmp_path: Path) -> None:
     with pytest.raises(DgbenchError, match="unknown policy 'papr' — did you mean 'paper'"):
         compiled(tmp_path, view=View(policy="papr"))
-
-
-@pytest.mark.parametrize(
-    ("command", "expected"),
-    [
-        ("dgbench run --method m --heldout A --seed 0", "dgbench run --method m --heldout B --seed 3"),
-        ("dgbench run --heldout=A --method m", "dgbench run --method m --heldout B --seed 3"),
-        ("dgbench run --seed 0 --set 'x=a b' --heldout A", "dgbench run --set 'x=a b' --heldout B --seed 3"),
-    ],
-)
-def test_retarget(command: str, expected: str) -> None:
-    assert retarget(command, "B", 3) == expected
-
-
-def test_preset_overrides() -> None:
-    command = "dgbench run --set preset.width=16 --set lr=1 --set=preset.tta=false"
-    assert preset_overrides(command) == ("preset.tta=false", "preset.width=16")
 
 
 def test_hand_built_rows_have_every_metric_of_an_evaluation() -> None:

@@ -109,9 +109,14 @@ def data_folder(data: Path | None, cache: Path, resolved: ResolvedProtocol) -> t
         raise DgbenchError(
             f"protocol {resolved.protocol.name!r} needs --data DIR with one folder per center ({', '.join(resolved.protocol.centers)})"
         )
+    return phantom_place(phantom_recipe(phantom), cache)
+
+
+def phantom_place(recipe: Any, cache: Path) -> tuple[Path, str]:
+    """Where ``cache`` keeps the phantom of ``recipe`` (:class:`dgbench.data.phantom.PhantomRecipe`), and its fingerprint."""
     from dgbench.data.phantom import fingerprint
 
-    identity = fingerprint(phantom_recipe(phantom))
+    identity = fingerprint(recipe)
     return cache / "phantom" / identity[:12], identity
 
 

@@ -17,7 +17,16 @@ from dgbench.errors import DgbenchError, Interrupted, suggest
 from dgbench.evaluation.metrics import NUMBERS
 from dgbench.launch.jobs import EVALUATION, Say, empty_folder, is_judged, stored_key
 from dgbench.launch.phantom import draw_once, ensure_data
-from dgbench.launch.plan import FolderPlan, RunPlan, RunRequest, judged_how, phantom_recipe, plan_run, resolve_request
+from dgbench.launch.plan import (
+    FolderPlan,
+    RunPlan,
+    RunRequest,
+    judged_how,
+    phantom_place,
+    phantom_recipe,
+    plan_run,
+    resolve_request,
+)
 from dgbench.launch.worker import run_job
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.records import OFFICIAL
@@ -136,15 +145,12 @@ class Shifted:
 def draw_shifted(plan: RunPlan, axis: str, strength: float, cases: int | None = None) -> Shifted:
     """The first ``cases`` (None: all) of the held-out center at ``strength``: drawn into the cache unless they are there. At the strength
     of training they are those of the run."""
-    from dgbench.data.phantom import fingerprint
-
     request, everyone = plan.request, plan.centers[plan.request.heldout].cases
     count = min(cases or len(everyone), len(everyone))
     if plan.identity is not None and strength == neutral_strength(plan.resolved, axis):
         return Shifted(axis, strength, everyone[:count], plan.identity)
     recipe = shifted_recipe(plan.resolved, request.heldout, axis, strength, count)
-    identity = fingerprint(recipe)
-    folder = request.cache / "phantom" / identity[:12]
+    folder, identity = phantom_place(recipe, request.cache)
     draw_once(recipe, folder)
     return Shifted(axis, strength, load_center(folder / request.heldout).cases, identity)
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from dgbench.info import MethodConfig, MethodInfo
 from dgbench.launch.environment import environment
 from dgbench.launch.machine import Machine
 from dgbench.launch.phantom import draw_once
-from dgbench.launch.plan import data_folder, phantom_recipe
+from dgbench.launch.plan import data_folder, phantom_place, phantom_recipe
 from dgbench.launch.worker import run_job
 from dgbench.protocol import ResolvedProtocol
 
@@ -38,15 +38,14 @@ def timed_cases(resolved: ResolvedProtocol, data: Path | None, cache: Path) -> l
     Raises:
         DgbenchError: ``data`` is not of the protocol.
     """
-    phantom = resolved.preset.phantom
-    if data is None and phantom is None:
+    if data is not None:
+        folder, _ = data_folder(data, cache, resolved)
+    elif resolved.preset.phantom is not None:
+        recipe = replace(phantom_recipe(resolved.preset.phantom), cases=1)
+        folder, _ = phantom_place(recipe, cache)
+        draw_once(recipe, folder)
+    else:
         return []
-    if phantom is not None:
-        phantom = phantom.model_copy(update={"cases": 1})
-        resolved = resolved.model_copy(update={"preset": resolved.preset.model_copy(update={"phantom": phantom})})
-    folder, identity = data_folder(data, cache, resolved)
-    if phantom is not None and identity is not None:
-        draw_once(phantom_recipe(phantom), folder)
     centers = load_centers(folder, resolved.protocol)
     return [centers[name].cases[0] for name in resolved.protocol.centers]
 
