@@ -1,6 +1,5 @@
 """The rows of an evaluation: what it measured of every case, in ``cases.parquet``."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,7 @@ CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "thr
 MAX_KIND = 60
 """Characters that are shown of a foreign type: a nested one can name thousands of fields."""
 
-_LEAVING = re.compile(r"^/|(^|/)\.\.(/|$)|\\|\x00", re.MULTILINE)
-"""What is no name of a file below a folder; also of one of several names, each in a line."""
+_LEAVING = r"^/|(^|/)\.\.(/|$)|\\|\x00"
 
 
 def read_cases(folder: Path) -> "pd.DataFrame":
@@ -64,15 +62,16 @@ def read_case_table(folder: Path, columns: Sequence[str] | None = None, *, coded
 
 def _leaving(cases: "pa.ChunkedArray") -> str | None:
     """The first name that leads out of a folder; what holds no text names nothing."""
-    from pyarrow import types
+    from pyarrow import compute, types
 
     if kind_of(cases.type) != "text":
         return None
     for chunk in cases.chunks:
         names = chunk.dictionary if types.is_dictionary(chunk.type) else chunk
-        known = [name for name in names.to_pylist() if name is not None]
-        if _LEAVING.search("\n".join(known)):  # one search takes a tenth of the time of hundreds
-            return next((name for name in known if _LEAVING.search(name)), None)
+        found = names.filter(compute.match_substring_regex(names, _LEAVING))
+        if len(found):
+            name: str = found[0].as_py()
+            return name
     return None
 
 
