@@ -1,5 +1,7 @@
 """Imported prediction sets: judged like every prediction, checked like every file, and kept apart from what was trained here."""
 
+import csv
+import itertools
 import json
 import re
 import shutil
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 from cli_calls import mistake
@@ -20,6 +23,7 @@ from dgbench.errors import DgbenchError
 from dgbench.evaluation.imported import PredictedCase, import_predictions
 from dgbench.evaluation.metrics import case_metrics
 from dgbench.leaderboard.compile import compile_runs
+from dgbench.leaderboard.evidence import table_statistics
 from dgbench.leaderboard.export import to_csv
 from dgbench.leaderboard.records import View
 from dgbench.leaderboard.sheets import to_markdown
@@ -251,7 +255,7 @@ def test_imported_rows_are_never_ranked_and_owe_only_their_own_seeds(mixed: Path
     assert table.seeds == (0,)
     assert table.statistics is not None
     assert set(table.statistics.standings) == {"erm", "randconv"}
-    assert set(table.statistics.comparisons) == {"randconv"}
+    assert set(table.statistics.comparisons) == {"randconv", "closed"}
     closed = row_of(table, "closed")
     assert closed.mean["dsc"].mean == 0.75
     assert closed.cost is None
@@ -276,6 +280,74 @@ def test_imported_rows_are_a_section_of_their_own(mixed: Path) -> None:
     page = to_markdown(leaderboard_sheets(result))
     assert "| not ours | closed | 75.0 | 75.0 | 75.0 | 75.0 |" in page
     assert "imported,,closed,mean" in to_csv(result)
+
+
+def add_seeds(root: Path, n_seeds: int, n_cases: int) -> None:
+    """``n_seeds`` seeds of two trained rows, whose DSC vary a little with the case."""
+    reference = protocol_reference(load_protocol("phantom").resolve("bench")).model_dump()
+    for method, dsc in (("erm", 0.3), ("randconv", 0.4)):
+        for center, seed in itertools.product(CENTERS, range(n_seeds)):
+            varied = (dsc + 0.01 * seed + 0.002 * index * (method == "erm") for index in range(n_cases))
+            add_run(root, method, center, seed, cases=cell(center, *varied), protocol=reference, evaluated="these")
+
+
+def test_a_set_with_all_seeds_is_compared_with_the_baseline_and_changes_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    n_seeds, n_cases = 5, 3
+    add_seeds(tmp_path, n_seeds, n_cases)
+    alone = only_table(tmp_path).statistics
+    same = {"evaluated": {"fingerprint": "these", "content": "these"}, "data": {"phantom": "fee1dead" * 8}}
+    for center in CENTERS:
+        for seed in range(n_seeds + 1):  # one more than the trained rows have
+            cubes = [cube(f"{center}/{center}_{index:04d}", (index + 1) * (seed < n_seeds)) for index in range(n_cases)]
+            of_arrays(tmp_path, *cubes, heldout=center, seed=seed, **same)
+        of_arrays(
+            tmp_path, *(cube(f"{center}/{center}_{i:04d}") for i in range(n_cases)), name="once", heldout=center, **same
+        )
+    table = only_table(tmp_path)
+    found = table.statistics
+    assert alone is not None
+    assert found is not None
+    assert found.comparisons["randconv"] == alone.comparisons["randconv"]
+    assert (found.standings, found.robustness, found.notes) == (alone.standings, alone.robustness, alone.notes)
+    assert set(found.comparisons) == {"randconv", "closed"}
+    other = found.comparisons["closed"]
+    closed = other.overall
+    assert closed.mean == pytest.approx(0.5 - (0.3 + 0.02 + 0.002))  # the sixth seed, a perfect one, takes no part
+    assert closed.interval is not None
+    randconv = found.comparisons["randconv"]
+    assert randconv.p is not None
+    assert other.p is not None
+    assert randconv.p < other.p  # so that one family of two would double it
+    assert (randconv.p_holm, other.p_holm) == (randconv.p, other.p)
+    result = compile_runs(tmp_path, protocol=PROTOCOL)
+    ranked, _, rest = terminal(result).partition("Imported prediction sets: ")
+    assert "closed" not in ranked
+    low, high = (f"{100 * bound:+.1f}" for bound in closed.interval)
+    assert f"+17.8 [{low}, {high}]" in rest
+    lines = csv.DictReader(line for line in to_csv(result).splitlines() if not line.startswith("#"))
+    told = {
+        line["method"]: (line["difference"], line["evidence"], line["tier"])
+        for line in lines
+        if line["center"] == "mean"
+    }
+    assert told["closed"] == ("17.8000", "claim", "")
+    assert told["once"] == ("", "", "")
+
+
+def test_a_set_of_other_cases_costs_the_trained_rows_nothing() -> None:
+    """Sets are compared apart: what forbids it is noted, and trained rows keep their statistics."""
+    frame = pd.concat(
+        pd.DataFrame(cell(center, 0.5, 0.6)[: 1 + (method != "closed")]).assign(method=method, seed=0)
+        for method in ("erm", "randconv", "closed")
+        for center in CENTERS
+    )
+    found = table_statistics(frame, baseline="erm", ranked=["erm", "randconv"], imported=["closed"], metrics=["dsc"])
+    assert found is not None
+    assert set(found.comparisons) == {"randconv"}
+    assert found.notes[-1].startswith("no statistics of imported sets: scores: closed has no dsc for MSD")
 
 
 def test_imported_rows_stand_in_every_view_of_their_setting_only(mixed: Path) -> None:

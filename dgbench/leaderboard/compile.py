@@ -182,7 +182,7 @@ def _table(
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
-        statistics=_statistics(compiled, resolved, ranked),
+        statistics=_statistics(compiled, seeds, resolved, ranked),
     )
 
 
@@ -251,10 +251,12 @@ def _row(
     return row, missing
 
 
-def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None", is_ranked: bool) -> TableStatistics | None:
-    """Of complete rows that were trained with the preset as it is; control rows, and all rows of a table that is not ranked, are compared
-    and take no rank."""
-    complete = {row.label: row for row in rows if row.complete and not (row.modified or row.imported)}
+def _statistics(
+    rows: Sequence[Row], seeds: Sequence[int], resolved: "pd.DataFrame | None", is_ranked: bool
+) -> TableStatistics | None:
+    """Of complete rows of the preset as it is with all ``seeds``; control rows, imported sets, and all rows of a table that is not ranked,
+    are compared and take no rank."""
+    complete = {row.label: row for row in rows if row.complete and not row.modified and set(seeds) <= set(row.seeds)}
     if resolved is None or not complete:
         return None
     folders = {
@@ -263,14 +265,16 @@ def _statistics(rows: Sequence[Row], resolved: "pd.DataFrame | None", is_ranked:
         for center in row.centers.values()
         for seed, run in center.runs.items()
         for folder in run.folders
+        if seed in seeds
     }
     cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
     folder = cases["folder"].cat.remove_unused_categories()
     method, seed = ({folder: cell[place] for folder, cell in folders.items()} for place in (0, 1))
     cases = cases.assign(method=folder.map(method), seed=folder.map(seed))
     baseline = next((label for label, row in complete.items() if row.is_baseline), None)
-    ranked = [label for label, row in complete.items() if is_ranked and not row.control]
-    return table_statistics(cases, baseline=baseline, ranked=ranked, metrics=METRICS)
+    imported = [label for label, row in complete.items() if row.imported]
+    ranked = [label for label, row in complete.items() if is_ranked and not (row.control or row.imported)]
+    return table_statistics(cases, baseline=baseline, ranked=ranked, imported=imported, metrics=METRICS)
 
 
 def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:

@@ -34,17 +34,26 @@ class TableStatistics:
 
 
 def table_statistics(
-    rows: "pd.DataFrame", *, baseline: str | None, ranked: Collection[str], metrics: Collection[str]
+    rows: "pd.DataFrame",
+    *,
+    baseline: str | None,
+    ranked: Collection[str],
+    imported: Collection[str],
+    metrics: Collection[str],
 ) -> TableStatistics | None:
-    """Statistics of the rows of one table; None without any row.
+    """Statistics of the rows of one table; None without a row that was trained.
 
     Args:
         rows: resolved case rows of complete rows (:func:`dgbench.leaderboard.policies.apply_policy`), included ones only, with ``method``
             (the row's label), ``center``, ``seed`` and ``case``.
         baseline: the label of the row that others are compared with; None where there is none.
         ranked: labels that take part in ranks; the others (control rows) are only compared with the baseline.
+        imported: labels of prediction sets. They are a family of their own: compared with the baseline too, p adjusted among them, so that
+            what is imported changes nothing in what is said of rows that were trained.
         metrics: for ranks by other metrics than DSC, the official one.
     """
+    apart = rows["method"].isin(list(imported))
+    rows, sets = rows[~apart], rows[apart | (rows["method"] == baseline)]
     if rows.empty:
         return None
     grade = evidence(rows["seed"].nunique())
@@ -70,6 +79,12 @@ def table_statistics(
                 notes.append(f"ranks under other schemes: for at most {ROBUSTNESS_UP_TO} rows")
     except DgbenchError as error:
         notes.append(f"no statistics: {error}")
+    try:
+        if baseline is not None and apart.any():
+            scores = score_table(sets, "dsc", higher_is_better=True)
+            comparisons |= {one.method: one for one in compare(scores, baseline)}
+    except DgbenchError as error:
+        notes.append(f"no statistics of imported sets: {error}")
     return TableStatistics(
         evidence=grade, comparisons=comparisons, standings=places, robustness=schemes, notes=tuple(notes)
     )

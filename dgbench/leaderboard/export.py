@@ -173,7 +173,7 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
         yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), **difference, "notes": gap}
     if row.complete:
         found: dict[str, Any] = {"worst_center": row.worst, **_csv_cost(row.cost)}
-        if is_ranked and statistics and not row.imported:
+        if is_ranked and statistics and (one or not row.imported):
             found["evidence"] = statistics.evidence
         if one:
             found |= {**_csv_difference(one.overall), "p_holm": one.p_holm, "effect_size": one.effect_size}

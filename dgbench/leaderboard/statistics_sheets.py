@@ -4,7 +4,7 @@ from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.ranking import Standing
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet
-from dgbench.leaderboard.statistics import BASELINE, SMOKE, Difference, Evidence
+from dgbench.leaderboard.statistics import BASELINE, SMOKE, Comparison, Difference, Evidence
 
 EVIDENCE = {
     Evidence.SMOKE: f"smoke — {SMOKE}; three make a row with intervals, five a claim",
@@ -24,16 +24,19 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
     )
     lines = []
     for row in table.rows:
+        if row.imported:  # in the section of imported sets
+            continue
         one, place = found.comparisons.get(row.label), found.standings.get(row.label)
         if one is None and place is None and not (row.is_baseline and row.complete):
             continue
         centers = one.centers if one else {}
+        overall, p = difference_cells(one)
         lines.append(
             (
                 row.label,
-                difference_text(one.overall) if one else "baseline" if row.is_baseline else BLANK,
+                "baseline" if row.is_baseline else overall,
                 *(difference_text(centers[name]) if name in centers else BLANK for name in table.centers),
-                BLANK if one is None or one.p_holm is None else f"{one.p_holm:.3f}",
+                p,
                 BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",
                 *(_standing_cells(place) if table.ranked else ()),
             )
@@ -82,6 +85,13 @@ def _standing_cells(place: Standing | None) -> tuple[str, ...]:
         BLANK if place.p_best is None else f"{place.p_best:.2f}",
         str(place.tier) if place.tier else BLANK,
     )
+
+
+def difference_cells(one: Comparison | None) -> tuple[str, str]:
+    """The difference of the mean over centers, and its adjusted p; blank where there is none."""
+    if one is None:
+        return BLANK, BLANK
+    return difference_text(one.overall), BLANK if one.p_holm is None else f"{one.p_holm:.3f}"
 
 
 def difference_text(difference: Difference) -> str:

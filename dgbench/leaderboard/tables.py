@@ -20,7 +20,7 @@ from dgbench.leaderboard.sheets import (
     units,
 )
 from dgbench.leaderboard.statistics import BASELINE, Evidence
-from dgbench.leaderboard.statistics_sheets import statistics_sheets
+from dgbench.leaderboard.statistics_sheets import difference_cells, statistics_sheets
 from dgbench.leaderboard.thresholds import TARGET_INFORMED
 
 RECORDS = (
@@ -177,10 +177,13 @@ def times_text(table: Table) -> str:
 
 
 def imported_sheet(table: Table) -> Sheet:
-    """Prediction sets of systems that were not trained under the protocol, by mean DSC."""
+    """Prediction sets of systems that were not trained under the protocol, by mean DSC; beside trained rows, with their difference to the
+    baseline where they have all seeds of the table."""
     metrics, counted = METRICS[1:], DETECTION[:2]
+    found = table.statistics
+    against = (f"DSC − {BASELINE}", "p (Holm)") if found else ()
     columns = (
-        *("training", "system", *(f"DSC {center}" for center in table.centers), "mean DSC"),
+        *("training", "system", *(f"DSC {center}" for center in table.centers), "mean DSC", *against),
         *(*(HEADERS[metric] for metric in metrics), "sensitivity", "FP per case", "cost", "seeds", NOTES),
     )
     rows = [
@@ -188,6 +191,7 @@ def imported_sheet(table: Table) -> Sheet:
             *("not ours", row.label),
             *(center_cell(table, row, center) for center in table.centers),
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
+            *(difference_cells(found.comparisons.get(row.label)) if found else ()),
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
             *(detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
             *("unknown", ", ".join(map(str, row.seeds)), "; ".join(row.notes)),
@@ -200,6 +204,11 @@ def imported_sheet(table: Table) -> Sheet:
             "Imported prediction sets: masks of systems that were not trained under this protocol, never ranked with rows that were",
             "one mask per case: setting F-Seg, no threshold and no checkpoint to choose, whatever the view above; what they were trained "
             "on, with which budget and at what cost is not known here",
+            *(
+                (f"DSC − {BASELINE}: of sets that have all seeds of the table; p is adjusted among the sets",)
+                if found
+                else ()
+            ),
         ),
         columns=columns,
         rows=tuple(rows),

@@ -77,7 +77,7 @@ def board(table: Table) -> Board:
     """The main table of ``table``, rows in its order; imported prediction sets have a section of their own."""
     rows = [row for row in table.rows if not row.imported]
     found = table.statistics
-    comparisons = found.comparisons if found else {}
+    comparisons = {row.label: found.comparisons[row.label] for row in rows if found and row.label in found.comparisons}
     standings = found.standings if found else {}
     scales = _Scales(
         Scale.around(value for row in rows for value in seed_means(row).values()),
