@@ -17,7 +17,7 @@ from dgbench.cli import call
 from dgbench.errors import DgbenchError
 from dgbench.launch.plan import plan_run
 from dgbench.leaderboard.rows import RowKey, row_labels, tuning_command
-from dgbench.store.folder import RunSpec
+from dgbench.store.folder import RunSpec, TunedRef
 from dgbench.store.study import KEPT_OF_STUDY, read_trials, select
 
 
@@ -113,9 +113,11 @@ def test_rows_of_a_leaderboard_are_default_or_tuned(sound: Mini, tmp_path: Path,
     labels = row_labels([RowKey.of(tuned), RowKey.of(plain)])
     assert sorted(labels.values()) == ["mixstyle (default)", f"mixstyle (tuned({TRIALS}))"]
     assert row_labels([RowKey.of(plain)]) == {RowKey.of(plain): "mixstyle"}
-    assert tuning_command("dgbench run --method m --heldout A --config x/best.yaml --seed 3 --threads 1", "B", 7) == (
-        "dgbench tune --method m --threads 1 --heldout B --seed 3 --trials 7"
-    )
+    assert tuning_command(
+        "dgbench run --method m --heldout A --config x/best.yaml --seed 3 --threads 1",
+        "B",
+        TunedRef(trials=7, study="0" * 64),
+    ) == ("dgbench tune --method m --threads 1 --heldout B --seed 3 --trials 7")
     assert "tuned" not in plain.dump()
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dgbench.cli import options
+from dgbench.store.selection import Selection
 
 if TYPE_CHECKING:
     from dgbench.store.study import TrialRow
@@ -19,6 +20,14 @@ def tune(
     method: Annotated[str, typer.Option("--method", help="Method name, or package.module:Class.")],
     heldout: Annotated[str, typer.Option("--heldout", help="The center that neither training nor tuning ever sees.")],
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials, pruned ones among them.")],
+    selection: Annotated[
+        Selection,
+        typer.Option(
+            "--selection",
+            help="What is maximised: DSC on validation cases of the source centers, or at each source center of a training without it "
+            "(from three source centers up; as many trainings more).",
+        ),
+    ] = Selection.SOURCE_VAL,
     protocol: options.ProtocolOrDefault = None,
     preset: options.Preset = "demo",
     data: options.Data = None,
@@ -35,7 +44,7 @@ def tune(
     dry_run: options.DryRun = False,
     no_mlflow: options.NoMlflow = False,
 ) -> None:
-    """Search the settings of one method on source validation: its own, learning rate, weight decay and strength of the augmentation. What
+    """Search the settings of one method on the source centers: its own, learning rate, weight decay and strength of the augmentation. What
     --set fixes is not searched. The same call goes on where an earlier one stopped; with more --trials it goes further."""
     from dgbench.launch.phantom import ensure_data
     from dgbench.launch.plan import RunRequest
@@ -57,18 +66,18 @@ def tune(
         runs=runs,
         cache=options.cache_folder(cache),
     )
-    _, info, _, space, default = resolve_study(request)
+    _, info, _, space, default = resolve_study(request, selection)
     if dry_run:
         from dgbench.tuning.space import rows
 
         typer.echo(
-            f"{info.name}, held-out {heldout}: {trials} trials on source validation, the first one without changes"
+            f"{info.name}, held-out {heldout}: {trials} trials, selected by {selection}, the first one without changes"
         )
         options.print_rows(rows(space, default), options.ListFormat.table)
         return
     probe_writable(runs)
     ensure_data(request)
-    plan = plan_study(request, trials)
+    plan = plan_study(request, trials, selection)
     if launcher is options.Launcher.slurm:
         _submit(plan, trials, slurm, mirrored=not no_mlflow)
         return
@@ -89,6 +98,7 @@ def _submit(plan: "StudyPlan", trials: int, slurm: Path | None, *, mirrored: boo
     data = None if asked.data is None else asked.data.absolute()
     there = replace(asked, device=made.device, threads=made.threads, runs=asked.runs.absolute(), data=data)
     words = [*shlex.split(there.command("tune"))[1:], "--trials", str(trials), "--cache", str(asked.cache)]
+    words += shlex.split(plan.spec.selection.option)
     words += ["--rank-timeout", f"{asked.rank_timeout:g}"] if asked.rank_timeout is not None else []
     words += [] if mirrored else ["--no-mlflow"]
     line = submit_command(
@@ -124,7 +134,7 @@ def _show(plan: "StudyPlan", chosen: "TrialRow", trials: int) -> None:
     )
     options.print_rows([_line(row) for row in complete[:SHOWN]], options.ListFormat.table)
     pruned, failed = (sum(row.state == state for row in first) for state in ("pruned", "failed"))
-    typer.echo("DSC in points: source validation, mean of the stages; trial 0 is the method without changes")
+    typer.echo(f"DSC in points: {plan.spec.selection}, mean of the columns; trial 0 is the method without changes")
     typer.echo(
         f"{trials} trials: {len(complete)} complete, {pruned} pruned{f'; {failed} failed beside them' if failed else ''}; "
         f"trial {chosen.number} is selected"

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dgbench.data.case import Case, Center
 from dgbench.errors import DgbenchError, suggest
@@ -39,6 +39,21 @@ class Split:
             tuple(case for case in self.validation if center_of(case) in keep),
             self.test,
         )
+
+    def without(self, source: str) -> "Split":
+        """The same split without the source center ``source``: neither trained nor validated on.
+
+        Raises DgbenchError where no source center is left that gives a validation case.
+        """
+        kept = tuple(name for name in self.sources if name != source)
+        validation = tuple(case for case in self.validation if center_of(case) != source)
+        if all(center_of(case) in self.support for case in validation):
+            raise DgbenchError(
+                f"{self.id}: without {source} no source center has {MIN_CASES_FOR_VALIDATION} cases or more, and no checkpoint could be "
+                "selected — add cases"
+            )
+        train = tuple(case for case in self.train if center_of(case) != source)
+        return replace(self, id=f"{self.id}-without-{source}", sources=kept, train=train, validation=validation)
 
 
 def center_of(case_id: str) -> str:

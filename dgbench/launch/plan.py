@@ -161,10 +161,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     folder, identity = data_folder(request.data, request.cache, resolved)
     centers = load_centers(folder, protocol)
     split = make_split(protocol, centers, request.heldout)
-    if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
-        raise NotApplicable(
-            f"method {info.name} needs at least {info.min_sources} source centers, with {request.heldout} held out there are {n_sources}"
-        )
+    _check_sources(info, split, f"{request.heldout} held out")
     builder = _Builder(request, resolved, centers, split, _machine(request, resolved), identity)
     shared_names = protocol.shared_stages
     own_names = [name for name in protocol.stages if name not in shared_names]
@@ -176,6 +173,27 @@ def plan_run(request: RunRequest) -> RunPlan:
     if tuned is not None and request.config is not None:
         check_data(request.config, own.spec.data)
     return RunPlan(request, resolved, centers, split, identity, shared, own)
+
+
+def plan_without(run: RunPlan, source: str) -> FolderPlan:
+    """The method's own stages of ``run``, trained without the source center ``source`` (and without the held-out one, as ever).
+
+    Raises:
+        DgbenchError: no center for validation is left.
+        NotApplicable: the method needs more source centers.
+    """
+    request, first, split = run.request, run.own.training[0], run.split.without(source)
+    _check_sources(first.info, split, f"{request.heldout} held out and without {source}")
+    builder = _Builder(request, run.resolved, run.centers, split, _machine(request, run.resolved), run.identity)
+    stages = [job.stage for job in run.own.training]
+    return builder.folder_plan(first.info.name, first.info, first.config, stages, {})
+
+
+def _check_sources(info: MethodInfo, split: Split, where: str) -> None:
+    if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
+        raise NotApplicable(
+            f"method {info.name} needs at least {info.min_sources} source centers, with {where} there are {n_sources}"
+        )
 
 
 def run_key(

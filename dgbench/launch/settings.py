@@ -62,11 +62,7 @@ def resolve_settings(
     if config != info.configure(found.config) or resolved.identity() != selected.identity():
         return Settings(resolved, config, None)
     standing = resolved.model_copy(update={"modified": selected.modified})
-    return Settings(
-        standing,
-        config,
-        TunedRef(trials=found.tuned.trials, study=found.tuned.study, settings=found.study.method_settings),
-    )
+    return Settings(standing, config, found.study.reference(found.tuned.trials))
 
 
 def tuned_protocol(protocol: Protocol, preset: str, chosen: Mapping[str, str], study: StudySpec) -> ResolvedProtocol:

@@ -303,7 +303,7 @@ def _command_for(members: list[Record], heldout: str, seed: int) -> str:
     here = [record.spec for record in members if record.spec.heldout == heldout]
     spec = here[0] if here else members[0].spec
     if spec.tuned is not None and not here:
-        return tuning_command(spec.command, heldout, spec.tuned.trials)
+        return tuning_command(spec.command, heldout, spec.tuned)
     return retarget(spec.command, heldout, seed)
 
 

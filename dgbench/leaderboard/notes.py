@@ -7,6 +7,7 @@ from pydantic import JsonValue
 
 from dgbench.leaderboard.records import Record
 from dgbench.leaderboard.results import CenterResult
+from dgbench.store.selection import Selection
 
 
 def stamps(members: Sequence[Record]) -> tuple[str, ...]:
@@ -17,7 +18,8 @@ def stamps(members: Sequence[Record]) -> tuple[str, ...]:
     if (factor := members[0].spec.method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
     if (tuned := members[0].spec.tuned) is not None and not members[0].spec.protocol.modified:
-        found.append(f"tuned on source validation, {tuned.trials} trials for each center")
+        how = "on source validation" if tuned.selection is Selection.SOURCE_VAL else f"by {tuned.selection}"
+        found.append(f"tuned {how}, {tuned.trials} trials for each center")
     devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
     if len(devices) > 1:
         found.append(f"mixed devices: {', '.join(devices)}")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from dgbench.leaderboard.statistics import BASELINE
-from dgbench.store.folder import RunSpec
+from dgbench.store.folder import RunSpec, TunedRef
 
 
 def retarget(command: str, heldout: str, seed: int) -> str:
@@ -23,15 +23,16 @@ def retarget(command: str, heldout: str, seed: int) -> str:
     return shlex.join([*words, "--heldout", heldout, "--seed", str(seed)])
 
 
-def tuning_command(command: str, heldout: str, trials: int) -> str:
-    """The command that tunes for another held-out center what a run with ``command`` was tuned for."""
+def tuning_command(command: str, heldout: str, tuned: TunedRef) -> str:
+    """The command that tunes for another held-out center what a run with ``command`` was ``tuned`` for."""
     words = _words(command)
     if "--config" in words:
         place = words.index("--config")
         del words[place : place + 2]
     seed = words[words.index("--seed") + 1] if "--seed" in words[:-1] else "0"
     tune = ["tune" if word == "run" else word for word in words]
-    return f"{retarget(shlex.join(tune), heldout, int(seed) if seed.isdigit() else 0)} --trials {trials}"
+    again = retarget(shlex.join(tune), heldout, int(seed) if seed.isdigit() else 0)
+    return f"{again} --trials {tuned.trials}{tuned.selection.option}"
 
 
 def _words(command: str) -> list[str]:
@@ -52,7 +53,8 @@ def preset_overrides(command: str) -> tuple[str, ...]:
 
 class RowKey(NamedTuple):
     """What makes two runs seeds or centers of the same row; ``config`` as JSON. A tuned row has a configuration for each center, which its
-    studies chose; what makes it one is how many trials they had, and what they were not to search."""
+    studies chose; what makes it one is how many trials they had and by what they selected (``tuned``, in words), and what they were not
+    to search."""
 
     method: str
     version: int
@@ -60,7 +62,7 @@ class RowKey(NamedTuple):
     modified: bool
     overrides: tuple[str, ...]
     imported: bool
-    tuned: int | None = None
+    tuned: str | None = None
     devices: int = 1
 
     @property
@@ -74,7 +76,7 @@ class RowKey(NamedTuple):
         devices = max(1, spec.environment.devices)  # an imported set was made on none that is known
         if spec.tuned is not None and not spec.protocol.modified:
             settings = spec.tuned.settings
-            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.trials, devices)
+            return cls(spec.method.name, spec.method.version, "{}", False, settings, False, spec.tuned.words, devices)
         modified = spec.protocol.modified
         overrides = preset_overrides(spec.command) if modified else ()
         config = json.dumps(spec.method.config, sort_keys=True)

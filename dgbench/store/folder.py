@@ -15,13 +15,14 @@ from pathlib import Path, PurePosixPath
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from dgbench.atomic import make_folder, read_json, replacing, write_json
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name
 from dgbench.store import keys
 from dgbench.store.cases import read_cases
+from dgbench.store.selection import Selection
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,12 +114,27 @@ class Environment(Frozen):
 
 
 class TunedRef(Frozen):
-    """The study that chose the configuration of a run on source validation: how many trials it had, its key, and what of the method was set
-    by hand and not searched (``key=value``)."""
+    """The study that chose the configuration of a run on source centers: how many trials it had, its key, what of the method was set by
+    hand and not searched (``key=value``), and by what it selected."""
 
     trials: Annotated[int, Field(ge=1)]
     study: Key
     settings: tuple[str, ...] = ()
+    selection: Selection = Selection.SOURCE_VAL
+
+    @property
+    def words(self) -> str:
+        """The number of trials, and the selection where it is not the usual one."""
+        usual = self.selection is Selection.SOURCE_VAL
+        return str(self.trials) if usual else f"{self.trials}, {self.selection}"
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The usual selection is left out: it is part of keys, and came later than they."""
+        values: dict[str, Any] = handler(self)
+        if self.selection is Selection.SOURCE_VAL:
+            del values["selection"]
+        return values
 
 
 class RunSpec(Frozen):

@@ -17,8 +17,9 @@ from dgbench.atomic import read_json, read_jsonl, write_bytes, write_json, write
 from dgbench.errors import DgbenchError
 from dgbench.frozen import Frozen, one_line
 from dgbench.protocol import Protocol
-from dgbench.store.folder import DataRef, Environment, Key, MethodRef, ProtocolRef
+from dgbench.store.folder import DataRef, Environment, Key, MethodRef, ProtocolRef, TunedRef
 from dgbench.store.keys import key_of
+from dgbench.store.selection import Selection
 from dgbench.yaml_text import parse_value, read_yaml
 
 STUDY, TRIALS, BEST = "study.json", "trials.jsonl", "best.yaml"
@@ -28,6 +29,15 @@ TUNING = "tuning"
 TUNED_OF_STAGE = ("lr", "weight_decay", "augmentation")
 """Settings of a stage that a study may choose without taking the rank of a run."""
 VALUE_EXACTLY = 1e-12
+OBJECTIVES: Mapping[Selection, str] = {
+    Selection.SOURCE_VAL: "mean over the method's stages of the best source-validation DSC (equal-weight mean over source centers, label "
+    "ROI)",
+    Selection.LEAVE_ONE_SOURCE_OUT: "mean over the method's stages and the source centers of the DSC at that center (all its cases, label "
+    "ROI) of a training without it, at the checkpoint that source validation selects",
+}
+"""What a study maximises; part of its key."""
+LEFT_OUT = "left-out.json"
+"""Beside the results of a training without one source center: what it is worth there."""
 
 
 class StudySpec(Frozen):
@@ -63,7 +73,23 @@ class StudySpec(Frozen):
             raise DgbenchError(f"{path}: {one_line(error)} — damaged or foreign, tune again") from None
         if spec.key != study_key(spec.stages, spec.space, spec.objective, spec.search):
             raise DgbenchError(f"{path}: its key does not follow from what it says — changed by hand, tune again")
+        if spec.objective not in OBJECTIVES.values():
+            raise DgbenchError(
+                f"{path}: unknown objective ({spec.objective}) — of another version of dgbench, tune again"
+            )
         return spec
+
+    @property
+    def selection(self) -> Selection:
+        """By what the study selects."""
+        return next(name for name, text in OBJECTIVES.items() if text == self.objective)
+
+    @property
+    def trainings(self) -> tuple[str, ...]:
+        """The names of the trainings of every trial."""
+        if self.selection is Selection.SOURCE_VAL:
+            return tuple(self.stages)
+        return tuple(without_source(stage, source) for source in self.sources for stage in self.stages)
 
     def write(self, folder: Path) -> None:
         """Write it into ``folder``."""
@@ -74,6 +100,15 @@ class StudySpec(Frozen):
         """Of the settings that were fixed, those of the method."""
         return tuple(sorted(text for text in self.settings if not text.startswith("preset.")))
 
+    def reference(self, trials: int) -> TunedRef:
+        """How a run names the study that chose its configuration among ``trials`` trials."""
+        return TunedRef(trials=trials, study=self.key, settings=self.method_settings, selection=self.selection)
+
+
+def without_source(stage: str, source: str) -> str:
+    """What the training of ``stage`` without the center ``source`` is called."""
+    return f"{stage} without {source}"
+
 
 def study_key(stages: Mapping[str, str], space: Mapping[str, Any], objective: str, search: Mapping[str, Any]) -> str:
     """The key of a study: the train keys of the run without tuning hold protocol, data, machine, method and seed. The number of trials is
@@ -82,7 +117,8 @@ def study_key(stages: Mapping[str, str], space: Mapping[str, Any], objective: st
 
 
 class StageOutcome(Frozen):
-    """What one training of a trial reached: its key, and its best source validation (DSC in [0, 1])."""
+    """What one training of a trial reached: its key, the selected step, and its best source validation (DSC in [0, 1]); of a training
+    without one source center, the DSC there."""
 
     key: Key
     best_step: int
@@ -132,7 +168,7 @@ def write_trials(folder: Path, rows: Sequence[TrialRow]) -> None:
 
 
 def objective(stages: Mapping[str, StageOutcome]) -> float:
-    """The mean over the method's stages of the best source-validation DSC; NaN without any."""
+    """The mean over the trainings of a trial of what each reached; NaN without any."""
     return fmean(stage.best_dsc for stage in stages.values()) if stages else float("nan")
 
 
@@ -201,7 +237,13 @@ def read_configuration(path: Path, method: str, heldout: str) -> Configuration:
     study = None
     if found.tuned is not None:
         study = StudySpec.read(path.parent)
-        chosen = select(read_trials(path.parent), found.tuned.trials)
+        trials = read_trials(path.parent)
+        for row in trials:
+            if row.state == "complete" and (lacking := set(study.trainings) ^ set(row.stages)):
+                raise DgbenchError(
+                    f"{path.parent / TRIALS}: trial {row.number} lacks a training, or has one too many ({sorted(lacking)[0]}) — tune again"
+                )
+        chosen = select(trials, found.tuned.trials)
         told = (found.tuned.study, found.method, found.heldout, dict(found.config), dict(found.preset))
         if told != selection(study, chosen):
             raise DgbenchError(
@@ -237,7 +279,7 @@ def write_selection(folder: Path, study: StudySpec, trials: int) -> TrialRow:
         "config": config,
         "preset": preset,
     }
-    head = f"# Trial {chosen.number}, selected on source validation (DSC {100 * (chosen.value or 0.0):.2f}) by `dgbench tune`.\n"
+    head = f"# Trial {chosen.number}, selected by {study.selection} (DSC {100 * (chosen.value or 0.0):.2f}) by `dgbench tune`.\n"
     write_text(folder / BEST, head + yaml.safe_dump(content, sort_keys=False))
     return chosen
 

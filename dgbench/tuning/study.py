@@ -1,8 +1,9 @@
 """A study: one process asks for a point of the search space, trains the method's own stages with it, and tells what source validation said.
 
-Nothing of a held-out center is opened: a trial is training alone, under the guard of every training, and its objective is what training
-itself stores. The state is a journal of optuna (JSON, nothing is unpickled) and ordinary run folders below the study's. What is proposed is
-a function of the journal and of (seed, trial, key), so that a study that was killed goes on with what it would have done.
+Nothing of the held-out center is opened: a trial is training alone, under the guard of every training, and its objective is what training
+itself stores, or what a training is worth at the source center that it went without. The state is a journal of optuna (JSON, nothing is
+unpickled) and ordinary run folders below the study's. What is proposed is a function of the journal and of (seed, trial, key), so that a
+study that was killed goes on with what it would have done.
 """
 
 import json
@@ -19,10 +20,12 @@ from dgbench.launch.jobs import Say, log_lines, stored_key
 from dgbench.launch.plan import RunPlan, RunRequest, plan_run, resolve_request
 from dgbench.launch.settings import split_overrides
 from dgbench.launch.worker import JobDied
-from dgbench.protocol import ResolvedProtocol
+from dgbench.protocol import Protocol, ResolvedProtocol
 from dgbench.store.folder import write_status
 from dgbench.store.lock import FolderLock
+from dgbench.store.selection import Selection
 from dgbench.store.study import (
+    OBJECTIVES,
     StageOutcome,
     StudySpec,
     TrialRow,
@@ -35,16 +38,15 @@ from dgbench.store.study import (
 )
 from dgbench.tuning.journal import next_trial, open_study, rows_of
 from dgbench.tuning.space import Param, Space, default_params, plain, settings_of, space_of
-from dgbench.tuning.trial import Watch, train_trial
+from dgbench.tuning.trial import Watch, pieces_of, train_trial
 
 if TYPE_CHECKING:
     import optuna
 
-OBJECTIVE = (
-    "mean over the method's stages of the best source-validation DSC (equal-weight mean over source centers, label ROI)"
-)
 SEARCH: dict[str, Any] = {"version": 1, "sampler": "tpe", "sampler_startup": 8, "pruner": "median", "pruner_startup": 5}
 """How trials are proposed (drawn at random until ``sampler_startup`` are finished) and pruned (none before ``pruner_startup`` are)."""
+SOURCES_TO_LEAVE_ONE_OUT = 3
+"""With fewer, a training without one of them would know a single center (protocol.md §8)."""
 FAILURES_IN_A_ROW = 10
 """So many failed trials one after another are no bad luck: the study stops."""
 
@@ -80,22 +82,40 @@ class StudyPlan:
         return replace(self.request, overrides=(*self.request.overrides, *texts), runs=self.trials)
 
 
-def resolve_study(request: RunRequest) -> tuple[ResolvedProtocol, MethodInfo, MethodConfig, Space, dict[str, Param]]:
-    """What a study of ``request`` would search, all validated, before anything is read or written; ``request.overrides`` fix keys."""
+def resolve_study(
+    request: RunRequest, selection: Selection = Selection.SOURCE_VAL
+) -> tuple[ResolvedProtocol, MethodInfo, MethodConfig, Space, dict[str, Param]]:
+    """What a study of ``request`` would search, all validated, before anything is read or written; ``request.overrides`` fix keys.
+
+    Raises DgbenchError also where there are too few source centers to leave one out.
+    """
     resolved, info, config = resolve_request(request)
+    if selection is Selection.LEAVE_ONE_SOURCE_OUT:
+        _check_sources(resolved.protocol, request.heldout)
     fixed = split_overrides(request.overrides)[1]
     space = space_of(info, fixed)
     return resolved, info, config, space, default_params(space, config, resolved)
 
 
-def plan_study(request: RunRequest, trials: int) -> StudyPlan:
+def _check_sources(protocol: Protocol, heldout: str) -> None:
+    own = protocol.center_of(heldout)
+    sources = (own,) if protocol.folds else tuple(name for name in protocol.centers if name != own)
+    if len(sources) < SOURCES_TO_LEAVE_ONE_OUT:
+        raise DgbenchError(
+            f"--selection {Selection.LEAVE_ONE_SOURCE_OUT} needs {SOURCES_TO_LEAVE_ONE_OUT} source centers or more; with {heldout} held "
+            f"out, protocol {protocol.name} has {', '.join(sources)} — use --selection {Selection.SOURCE_VAL}"
+        )
+
+
+def plan_study(request: RunRequest, trials: int, selection: Selection = Selection.SOURCE_VAL) -> StudyPlan:
     """The study of ``request``; the data folder must exist. Only source files are read, to fingerprint them."""
-    resolved, info, config, space, default = resolve_study(request)
+    resolved, info, config, space, default = resolve_study(request, selection)
     run = plan_run(request)
+    pieces_of(run, selection)  # that every training of a trial can be planned is known before the first
     own = run.own.spec
     stages = {job.stage: job.key for job in run.own.training}
     search = {**SEARCH, "optuna": ".".join(version("optuna").split(".")[:2])}
-    key = study_key(stages, plain(space), OBJECTIVE, search)
+    key = study_key(stages, plain(space), OBJECTIVES[selection], search)
     spec = StudySpec.model_validate(
         {
             "schema": 1,
@@ -104,9 +124,9 @@ def plan_study(request: RunRequest, trials: int) -> StudyPlan:
             "settings": sorted(request.overrides),
             "stages": stages,
             "space": plain(space),
-            "objective": OBJECTIVE,
+            "objective": OBJECTIVES[selection],
             "search": search,
-            "command": f"{request.command('tune')} --trials {trials}",
+            "command": f"{request.command('tune')} --trials {trials}{selection.option}",
             **own.model_dump(
                 mode="json",
                 include={"protocol", "heldout", "sources", "seed", "method", "data", "environment"},
@@ -141,7 +161,7 @@ def run_study(plan: StudyPlan, trials: int, say: Say) -> TrialRow:
                 _do_trial(plan, study, told)
                 rows = _publish(plan, study)
                 _drop_weights(plan, rows)
-                told(_line(rows, trials))
+                told(_line(rows, trials, plan.spec.selection))
             chosen = write_selection(plan.folder, plan.spec, trials)
         except (Interrupted, KeyboardInterrupt) as stop:
             write_status(plan.folder, "interrupted", str(stop) or "Ctrl-C")
@@ -169,7 +189,7 @@ def _do_trial(plan: StudyPlan, study: "optuna.Study", say: Say) -> None:
         _tell(study, trial, TrialState.FAIL, {}, reason)
         return
     run = plan_run(request)
-    watch = Watch(trial, run)
+    watch = Watch(trial, pieces_of(run, plan.spec.selection))
     state = TrialState.COMPLETE
     try:
         train_trial(run, plan.request.runs, watch, say)
@@ -222,11 +242,11 @@ def _refuse_failures(rows: list[TrialRow]) -> None:
         )
 
 
-def _line(rows: list[TrialRow], trials: int) -> str:
+def _line(rows: list[TrialRow], trials: int, selection: Selection) -> str:
     """How the last trial ended, and which is the best so far."""
     last = rows[-1]
     how = {
-        "complete": f"source-val DSC {100 * (last.value or 0.0):.1f}",
+        "complete": f"{selection} DSC {100 * (last.value or 0.0):.1f}",
         "pruned": f"pruned after {len(last.validations)} validations",
         "failed": f"failed: {last.reason}",
     }[last.state]

@@ -17,7 +17,7 @@ from dgbench.launch.plan import judged_how, phantom_recipe, run_key
 from dgbench.launch.settings import tuned_protocol
 from dgbench.protocol import Protocol, ResolvedProtocol
 from dgbench.registry import discover
-from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, TunedRef, read_status
+from dgbench.store.folder import SHARED_METHOD, RunSpec, StageRef, read_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.manifest import files_of
 from dgbench.store.record import KEPT_OF_STAGE, record_files
@@ -179,7 +179,7 @@ def _resolve(record: Record, protocol: Protocol) -> ResolvedProtocol:
     if chosen.tuned is None or chosen.study is None:
         raise DgbenchError(f"{folder / BEST}: names no study, though the run is tuned — submit the run again")
     study, path = chosen.study, folder / STUDY
-    claim = TunedRef(trials=chosen.tuned.trials, study=study.key, settings=study.method_settings)
+    claim = study.reference(chosen.tuned.trials)
     _same(record.path / "spec.json", "tuned", spec.tuned.model_dump(), claim.model_dump(), f"the study in {folder}")
     for what in ("protocol", "heldout", "sources", "data"):
         found, wanted = study.model_dump(mode="json")[what], spec.model_dump(mode="json")[what]
