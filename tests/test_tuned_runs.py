@@ -15,7 +15,9 @@ from tune_studies import TRIALS, request_of, tune
 from dgbench.atomic import read_json, read_jsonl, write_json
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
+from dgbench.launch.jobs import is_trained
 from dgbench.launch.plan import plan_run
+from dgbench.launch.settings import assign_configs
 from dgbench.leaderboard.rows import RowKey, row_labels, tuning_command
 from dgbench.store.folder import RunSpec, TunedRef
 from dgbench.store.study import KEPT_OF_STUDY, read_trials, select
@@ -151,3 +153,46 @@ def test_a_tuned_run_is_submitted_with_its_study_and_verified(
     text = (record / "tuning" / "trials.jsonl").read_text()
     (record / "tuning" / "trials.jsonl").write_text(text.replace('"number":1', '"number":7'))
     assert call(["verify", str(records)]) == 2
+
+
+def test_a_sweep_takes_for_each_cell_the_file_that_names_it(tmp_path: Path) -> None:
+    def written(name: str, **content: Any) -> Path:
+        (tmp_path / name).write_text(yaml.safe_dump(content), encoding="utf-8")
+        return tmp_path / name
+
+    cells = [("erm", "A"), ("erm", "B"), ("mixstyle", "A")]
+    both, erm_b = written("a.yaml", heldout="A"), written("b.yaml", method="erm", heldout="B")
+    assert assign_configs([], cells) == dict.fromkeys(cells)
+    assert list(assign_configs([both, erm_b], cells).values()) == [both, erm_b, both]
+    everywhere = written("c.yaml")
+    assert set(assign_configs([everywhere], cells).values()) == {everywhere}
+    for files, message in (
+        ([both], "--config: no file is for method erm with B held out — each cell of a sweep takes one"),
+        ([both, erm_b, everywhere], f"--config: {both} and {everywhere} are for method erm with A held out"),
+        (
+            [both, erm_b, other := written("d.yaml", method="dofe")],
+            f"--config {other}: is for a method or center that this",
+        ),
+        ([written("e.yaml", heldouts="A")], "--config .*e.yaml: heldouts"),
+    ):
+        with pytest.raises(DgbenchError, match=message):
+            assign_configs(files, cells)
+
+
+def test_a_tuned_sweep_is_of_tuned_runs_and_takes_over_the_trainings_of_the_trial(
+    sound: Mini, tmp_path: Path, study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in ("organ", "lesion"):  # invented trainings have no weights, without which nothing is taken over
+        for folder in (study / "trials").glob(f"*/*/*/seed*/{stage}"):
+            (folder / "best-1.safetensors").touch()
+    begun: list[Any] = []
+    monkeypatch.setattr("dgbench.cli.sweep.launch", lambda graph, *_, **__: begun.append(graph))
+    command = [word for word in run_arguments(sound, tmp_path / "runs", method="mixstyle") if "no-mlflow" not in word]
+    assert call(["sweep", *command[1:], "--seeds=2", f"--config={study / 'best.yaml'}"]) == 0
+    (graph,) = begun
+    first, second = (plan.own for plan in graph.plans)
+    assert [part.spec.tuned.trials for part in (first, second)] == [TRIALS, TRIALS]
+    assert {job.stage for job in first.training if is_trained(job)} == {"organ", "lesion"}
+    assert not any(is_trained(job) for job in second.training)
+    missing = mistake(capsys, ["plan", *command[1:], "--heldout=ALPHA", f"--config={study / 'best.yaml'}"])
+    assert missing.startswith("--config: no file is for method mixstyle with ALPHA held out")

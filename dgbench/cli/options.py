@@ -67,6 +67,14 @@ Config = Annotated[
         "--config", help="YAML file with settings, such as the best.yaml of `dgbench tune`; --set wins over it."
     ),
 ]
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        help="YAML file with settings, such as a best.yaml of `dgbench tune`, for the method and held-out center that it names; may be "
+        "repeated.",
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda; default: a GPU where there is one.")]
 Devices = Annotated[
     int, typer.Option("--devices", help="Devices of one run (part of its key): each takes a batch in every step.")

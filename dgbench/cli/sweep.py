@@ -26,6 +26,7 @@ def plan(
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
+    configs: options.Configs = None,
     runs: options.Runs = options.DEFAULT_RUNS,
     cache: options.Cache = options.DEFAULT_CACHE,
     jobs: Annotated[bool, typer.Option("--jobs", help="Every job with its name, not only a line per run.")] = False,
@@ -36,7 +37,7 @@ def plan(
     from dgbench.launch.phantom import is_drawn
 
     requests = requests_of(
-        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache
+        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, configs, runs, cache
     )
     if not all(is_drawn(request) for request in _possible(requests)[:1]):
         typer.echo(
@@ -63,6 +64,7 @@ def sweep(
     device: options.Device = None,
     threads: options.Threads = None,
     settings: options.Set = None,
+    configs: options.Configs = None,
     runs: options.Runs = options.DEFAULT_RUNS,
     cache: options.Cache = options.DEFAULT_CACHE,
     gpus: options.Gpus = None,
@@ -78,10 +80,23 @@ def sweep(
     again. A failed job takes those that need it with it and no others; a cell that a method cannot fill is called n/a. The same call goes
     on where an earlier one stopped."""
     if dry_run:
-        plan(method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache)
+        plan(method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, configs, runs, cache)
         return
     requests = requests_of(
-        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, runs, cache, rank_timeout
+        method,
+        heldout,
+        seeds,
+        protocol,
+        preset,
+        data,
+        devices,
+        device,
+        threads,
+        settings,
+        configs,
+        runs,
+        cache,
+        rank_timeout,
     )
     graph = graph_of(requests, draw=True)
     if fresh:
@@ -89,6 +104,11 @@ def sweep(
 
         for one in graph.plans:
             forget(one)
+    else:
+        from dgbench.launch.adopt import take_over_trials
+
+        for one in graph.plans:
+            take_over_trials(one)
     launch(graph, launcher, slurm, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs, mirrored=not no_mlflow)
 
 
@@ -103,16 +123,21 @@ def requests_of(
     device: str | None,
     threads: int | None,
     settings: list[str] | None,
+    configs: list[Path] | None,
     runs: Path,
     cache: Path,
     rank_timeout: float | None = None,
 ) -> "list[RunRequest]":
     """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers."""
     from dgbench.launch.plan import RunRequest
+    from dgbench.launch.settings import assign_configs
     from dgbench.protocol import load_protocol
+    from dgbench.registry import find_method
 
     contract = options.protocol_name(protocol, data)
     heldouts = heldouts_of(load_protocol(contract), heldout)
+    names = {name: find_method(name).name if configs else name for name in methods_of(method)}
+    chosen = assign_configs(configs or (), [(name, one) for name in names.values() for one in heldouts])
     return [
         RunRequest(
             method=name,
@@ -126,11 +151,12 @@ def requests_of(
             device=device,
             threads=threads,
             overrides=tuple(settings or ()),
+            config=chosen[names[name], one],
             runs=runs,
             cache=options.cache_folder(cache),
         )
         for seed in range(seeds)
-        for name in methods_of(method)
+        for name in names
         for one in heldouts
     ]
 

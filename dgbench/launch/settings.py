@@ -9,7 +9,7 @@ from dgbench.info import MethodConfig, MethodInfo
 from dgbench.protocol import Protocol, ResolvedProtocol
 from dgbench.store.folder import DataRef, TunedRef
 from dgbench.store.keys import diff
-from dgbench.store.study import StudySpec, read_configuration, tunable
+from dgbench.store.study import StudySpec, read_configuration, read_run_config, tunable
 from dgbench.training.job import protocol_reference
 
 
@@ -19,6 +19,31 @@ class Settings(NamedTuple):
     resolved: ResolvedProtocol
     config: MethodConfig
     tuned: TunedRef | None
+
+
+def assign_configs(files: Sequence[Path], cells: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Path | None]:
+    """Which of the configuration files of a sweep each of its ``cells`` (method, held-out center) takes. A file that names no method,
+    or no center, is for all of them. Without files, no cell takes one.
+
+    Raises:
+        DgbenchError: a file cannot be read, two are for the same cell, a cell has none, or a file is for none of the cells.
+    """
+    stated = {path: read_run_config(path) for path in files}
+    taken: dict[tuple[str, str], Path | None] = dict.fromkeys(cells)
+    for method, heldout in cells if files else ():
+        where = f"method {method} with {heldout} held out"
+        fit = [p for p, one in stated.items() if one.method in (None, method) and one.heldout in (None, heldout)]
+        if len(fit) != 1:
+            told = f"{' and '.join(map(str, fit))} are" if fit else "no file is"
+            raise DgbenchError(
+                f"--config: {told} for {where} — each cell of a sweep takes one; tune for those that lack one, or sweep the others"
+            )
+        taken[method, heldout] = fit[0]
+    if spare := [str(path) for path in files if path not in taken.values()]:
+        raise DgbenchError(
+            f"--config {spare[0]}: is for a method or center that this sweep does not run — leave it out"
+        )
+    return taken
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

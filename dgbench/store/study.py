@@ -219,6 +219,14 @@ class Configuration(NamedTuple):
     study: StudySpec | None
 
 
+def read_run_config(path: Path) -> RunConfig:
+    """What ``path`` says, of whatever run. Raises DgbenchError where it cannot be read or holds an unknown key."""
+    try:
+        return RunConfig.model_validate(read_yaml(path, "--config") or {})
+    except ValidationError as error:
+        raise DgbenchError(f"--config {path}: {one_line(error)}") from None
+
+
 def read_configuration(path: Path, method: str, heldout: str) -> Configuration:
     """The configuration in ``path`` for a run of ``method`` with ``heldout``.
 
@@ -226,11 +234,7 @@ def read_configuration(path: Path, method: str, heldout: str) -> Configuration:
         DgbenchError: the file cannot be read or holds an unknown key; it is for another method or held-out center; or it claims to be tuned
             and is not what the study beside it selects.
     """
-    content = read_yaml(path, "--config") or {}
-    try:
-        found = RunConfig.model_validate(content)
-    except ValidationError as error:
-        raise DgbenchError(f"--config {path}: {one_line(error)}") from None
+    found = read_run_config(path)
     for what, wanted, stated in (("method", method, found.method), ("held-out center", heldout, found.heldout)):
         if stated is not None and stated != wanted:
             raise DgbenchError(f"--config {path}: is for {what} {stated}, not {wanted} — tune for {wanted} too")
