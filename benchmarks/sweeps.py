@@ -64,7 +64,7 @@ def graph(what: dict[str, Any], runs: Path) -> Graph:
     """The jobs of a sweep."""
     cache = Path.home() / ".cache" / "dgbench"
     names = (what["method"], what["heldout"], what["seeds"], None, what["preset"])
-    return build_graph(requests_of(*names, None, 1, None, 1, None, runs, cache))
+    return build_graph(requests_of(*names, None, 1, None, 1, None, None, runs, cache))
 
 
 def timed(what: dict[str, Any], runs: Path, *more: str) -> dict[str, Any]:

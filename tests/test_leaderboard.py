@@ -330,6 +330,8 @@ def test_runs_on_two_devices_are_a_row_of_their_own_and_never_the_baseline_besid
     stamp = "2 devices: steps of 2× the cases"
     assert [stamp in row_of(table, name).stamps for name in ("erm", "erm (2 devices)")] == [False, True]
     assert row_of(table, "erm").centers["MSD"].scores["dsc"].mean == pytest.approx(0.5)
+    sheet = leaderboard_sheets(compiled(tmp_path))[1]
+    assert {line[0]: line[1] for line in sheet.rows} == {"erm": "baseline", "erm (2 devices)": "+20.0", "saml": "+10.0"}
 
 
 def test_a_finished_run_beats_a_later_failure(two_seeds: Path) -> None:

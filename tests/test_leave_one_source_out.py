@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from dgbench.errors import DgbenchError, HeldOutAccessError, Interrupted
 from dgbench.evaluation.job import load_trained
 from dgbench.evaluation.left_out import judge_left_out
 from dgbench.launch.plan import plan_run, plan_without
+from dgbench.launch.worker import JobDied
 from dgbench.leaderboard.rows import RowKey, row_labels, tuning_command
 from dgbench.store.folder import TunedRef
 from dgbench.store.selection import Selection
@@ -151,15 +153,56 @@ def test_a_real_training_is_judged_on_the_cases_left_out_and_can_open_no_other(
     predictor = stage_predictor(method, "lesion", training.resolved, torch.device("cpu"), training.precision, tta=False)
     alone = prepare_case(last, training.resolved.protocol, training.cache)
     assert validate([alone], "lesion", predictor, training.resolved) == [told["cases"][last.id]]
-    forbidden = plan_run(request).centers["GAMMA"].cases[0].image
+    held_out = plan_run(request).centers["GAMMA"].cases[0]
+    another = tmp_path / "runs" / "mini" / "GAMMA" / "erm" / "seed0-12345678" / "evaluation"
+    write_json(another / "spec.json", {})
+    for forbidden in (
+        held_out.image,
+        prepare_case(held_out, training.resolved.protocol, training.cache).folder / "image.npy",
+        another / "spec.json",
+    ):
+        assert forbidden.is_file()
 
-    def peek(*arguments: Any) -> list[float]:
-        forbidden.read_bytes()
-        return validate(*arguments)
+        def peek(*arguments: Any, path: Path = forbidden) -> list[float]:
+            path.read_bytes()
+            return validate(*arguments)
 
-    monkeypatch.setattr("dgbench.evaluation.left_out.validate", peek)
-    with pytest.raises(HeldOutAccessError):
-        judge_left_out(piece.training, piece.left_out, lambda done, total: None)
+        monkeypatch.setattr("dgbench.evaluation.left_out.validate", peek)
+        with pytest.raises(HeldOutAccessError):
+            judge_left_out(replace(training, runs=tmp_path / "runs"), piece.left_out, lambda done, total: None)
+
+
+def test_a_judge_that_dies_is_started_once_more(
+    four: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invented: None
+) -> None:
+    whole = tune(request_of(four, tmp_path / "whole"), 2, LOSO)
+    deaths = iter((True, False, False, True))
+
+    def dying(function: Any, content: Any, *others: Any) -> None:
+        if isinstance(content, tuple) and next(deaths, False):
+            raise JobDied("killed")
+        invent(function, content, *others)
+
+    monkeypatch.setattr("dgbench.tuning.trial.run_job", dying)
+    again = tune(request_of(four, tmp_path / "runs"), 2, LOSO)
+    assert (again / "trials.jsonl").read_bytes() == (whole / "trials.jsonl").read_bytes()
+    assert "killed — trying once more" in (again / "log.txt").read_text()
+
+
+def test_support_centers_are_no_sources_to_leave_out(four: Mini, tmp_path: Path, invented: None) -> None:
+    """They help every training, where a stage wants them."""
+    content = yaml.safe_load(four.protocol.read_text())
+    content |= {"centers": ["ALPHA", "BETA", "DELTA", "GAMMA"], "support_centers": ["HELP"]}
+    content["stages"]["lesion"]["support_centers"] = True
+    (tmp_path / "mini.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    shutil.copytree(four.data, tmp_path / "data")
+    shutil.copytree(four.data / "BETA", tmp_path / "data" / "HELP")
+    request = request_of(Mini(tmp_path / "data", tmp_path / "mini.yaml", tmp_path / "cache"), tmp_path / "runs")
+    for piece in pieces_of(plan_run(request), LOSO):
+        assert ("HELP" in piece.training.split.sources) == piece.name.startswith("lesion")
+    study = tune(request, 2, LOSO)
+    assert sorted(StudySpec.read(study).trainings) == sorted(read_trials(study)[0].stages) == sorted(TRAININGS)
+    assert read_configuration(study / "best.yaml", "mixstyle", "GAMMA").tuned is not None
 
 
 def test_the_outcome_names_the_step_that_source_validation_selected(four: Mini, tmp_path: Path, invented: None) -> None:

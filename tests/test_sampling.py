@@ -24,6 +24,15 @@ def test_per_center_draws_hold_one_case_of_each_center() -> None:
     assert sorted(first) == [8, 9]
 
 
+@pytest.mark.parametrize(("k", "n_centers"), [(3, 2), (4, 3), (2, 3)])
+def test_centers_take_turns_where_a_step_cannot_hold_as_many_of_each(k: int, n_centers: int) -> None:
+    """A training without one of three sources draws three cases from two centers."""
+    domains = [domain for domain in range(n_centers) for _ in range(4)]
+    drawn = [index for step in range(120) for index in draw_cases(1, step, k, domains, "per-center")]
+    assert Counter(domains[index] for index in drawn) == dict.fromkeys(range(n_centers), 120 * k // n_centers)
+    assert Counter(drawn[: len(domains)]) == dict.fromkeys(range(len(domains)), 1)
+
+
 def test_mixture_draws_follow_the_given_probabilities() -> None:
     domains = [0] * 4 + [1] * 4
     drawn = [domains[draw_cases(1, step, 1, domains, [[0.2, 0.8]])[0]] for step in range(600)]

@@ -15,11 +15,13 @@ from tune_studies import TRIALS, request_of, tune
 from dgbench.atomic import read_json, read_jsonl, write_json
 from dgbench.cli import call
 from dgbench.errors import DgbenchError
+from dgbench.launch.adopt import take_over_trials
 from dgbench.launch.jobs import is_trained
 from dgbench.launch.plan import plan_run
 from dgbench.launch.settings import assign_configs
 from dgbench.leaderboard.rows import RowKey, row_labels, tuning_command
 from dgbench.store.folder import RunSpec, TunedRef
+from dgbench.store.lock import FolderLock
 from dgbench.store.study import KEPT_OF_STUDY, read_trials, select
 
 
@@ -194,5 +196,9 @@ def test_a_tuned_sweep_is_of_tuned_runs_and_takes_over_the_trainings_of_the_tria
     assert [part.spec.tuned.trials for part in (first, second)] == [TRIALS, TRIALS]
     assert {job.stage for job in first.training if is_trained(job)} == {"organ", "lesion"}
     assert not any(is_trained(job) for job in second.training)
+    again = plan_run(request_of(sound, tmp_path / "others", config=study / "best.yaml"))
+    with FolderLock(again.own.training[0].folder):  # another sweep is at it: this one goes on with the rest
+        take_over_trials(again)
+    assert [is_trained(job) for job in again.own.training] == [False, True]
     missing = mistake(capsys, ["plan", *command[1:], "--heldout=ALPHA", f"--config={study / 'best.yaml'}"])
     assert missing.startswith("--config: no file is for method mixstyle with ALPHA held out")

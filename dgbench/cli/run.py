@@ -78,7 +78,7 @@ def _execute(request: "RunRequest", *, fresh: bool) -> "RunPlan":
     plan = plan_run(request)
     for warning in warnings_of(plan):
         _say(warning)
-    if plan.own.spec.tuned is not None and not fresh:
+    if not fresh:
         take_over_trials(plan)
     if not execute(plan, fresh=fresh, say=_say):
         _say("this run is done already; showing the stored result")

@@ -50,20 +50,17 @@ def check_sampling(sampling: Sampling, k: int, n_domains: int, what: str) -> Non
 def draw_cases(seed: int, step: int, k: int, domains: Sequence[int], sampling: Sampling) -> list[int]:
     """Indices of the ``k`` training cases of ``step``; ``domains`` gives each case's domain index.
 
-    ``pooled``: without replacement over all cases. ``per-center``: the slots go round the centers, without replacement in each. A table of
-    k rows of probabilities over domains: the domain of each slot is drawn, then a case of it.
+    ``pooled``: without replacement over all cases. ``per-center``: the slots go round the centers, a step going on where the one before it
+    ended, without replacement in each center. A table of k rows of probabilities over domains: the domain of each slot is drawn, then a
+    case of it.
     """
     if sampling == "pooled":
         return [_nth(seed, step * k + slot, range(len(domains)), "pooled") for slot in range(k)]
     n_domains = max(domains) + 1
     members = [[index for index, domain in enumerate(domains) if domain == wanted] for wanted in range(n_domains)]
     if sampling == "per-center":
-        drawn = []
-        for slot in range(k):
-            domain, turn = slot % n_domains, slot // n_domains
-            per_step = len(range(domain, k, n_domains))
-            drawn.append(_nth(seed, step * per_step + turn, members[domain], "center", domain))
-        return drawn
+        rounds = (divmod(step * k + slot, n_domains) for slot in range(k))
+        return [_nth(seed, turn, members[domain], "center", domain) for turn, domain in rounds]
     drawn = []
     for slot, weights in enumerate(sampling):
         rng = numpy_generator(seed, "sampling", "mixture", step, slot)

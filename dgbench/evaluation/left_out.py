@@ -6,8 +6,8 @@ import torch
 
 from dgbench.atomic import write_json
 from dgbench.data.case import Case
-from dgbench.data.guard import guarding
-from dgbench.data.preparation import prepare_cases
+from dgbench.data.guard import guarding, seal
+from dgbench.data.preparation import prepare_cases, prepared_root
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.job import load_trained
 from dgbench.store.study import LEFT_OUT
@@ -18,7 +18,8 @@ from dgbench.training.validation import stage_predictor, validate
 
 def judge_left_out(job: TrainJob, cases: tuple[Case, ...], report: Callable[[int, int], None]) -> None:
     """Write ``left-out.json`` of a finished training: the Dice (0..1) of each of ``cases``, of the source center that it went without, in
-    its label ROI, by the checkpoint that source validation selected, and their mean. No other case can be opened meanwhile.
+    its label ROI, by the checkpoint that source validation selected, and their mean. No other case, prepared or not, and nothing that other
+    runs keep can be opened meanwhile.
 
     Raises:
         DgbenchError: no case defines a Dice (reference and prediction are empty in all), or the checkpoint is not of this training.
@@ -29,6 +30,9 @@ def judge_left_out(job: TrainJob, cases: tuple[Case, ...], report: Callable[[int
     device = torch.device(job.device)
     with guarding(frozenset(case.id for case in cases), job.centers):
         prepared = list(prepare_cases(cases, job.resolved.protocol, job.cache).values())
+        seal(prepared_root(job.cache), (case.folder for case in prepared))  # before any code of the method runs
+        if job.runs is not None:
+            seal(job.runs, (job.folder.parent,))
         method = load_trained(job, "source-val", device)
         predictor = stage_predictor(method, job.stage, job.resolved, device, job.precision, tta=False)
         scores: list[float] = []
@@ -37,6 +41,8 @@ def judge_left_out(job: TrainJob, cases: tuple[Case, ...], report: Callable[[int
             report(len(scores), len(prepared))
     mean = center_mean(scores, [case.center for case in cases])
     if mean != mean:
-        raise DgbenchError(f"{job.stage}: no case of {cases[0].center} gave a Dice, so nothing can be selected by it")
+        raise DgbenchError(
+            f"{job.stage}: no case of {cases[0].center} gave a Dice, so that nothing can be selected by it — use --selection source-val"
+        )
     rows = {case.id: score if score == score else None for case, score in zip(cases, scores, strict=True)}
     write_json(job.folder / LEFT_OUT, {"key": job.key, "dsc": mean, "cases": rows})

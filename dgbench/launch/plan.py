@@ -302,6 +302,7 @@ class _Builder:
         split = self.split.for_stage(support_centers=resolved.protocol.stages[stage].support_centers)
         wanted = {*split.train, *split.validation}
         cases = tuple(case for name in split.sources for case in self.centers[name].cases if case.id in wanted)
+        surplus = resolved.cases_per_step(stage) % len(split.sources)
         identity = {
             "recipe": RECIPE,
             "stage": stage,
@@ -318,6 +319,8 @@ class _Builder:
             "data": self.identity or set_fingerprint(cases, self.request.cache),
             "split": {"id": split.id, "sources": split.sources, "train": split.train, "validation": split.validation},
             "environment": self.machine.identity(),
+            # where a step holds more cases of one center than of another, they took turns only later than the first keys
+            **({"surplus": "in turn"} if surplus else {}),
         }
         return TrainJob(
             stage=stage,

@@ -243,7 +243,7 @@ def _row(
         notes=(
             *notes_on.stamps(members),
             *notes_on.counts(results_by_center),
-            *(() if key.imported else _threshold_notes(finished, view)),
+            *(notes_on.repeated(results_by_center) if key.imported else _threshold_notes(finished, view)),
             *notes,
             *(record.cost for record in members if isinstance(record.cost, str)),
         ),
@@ -257,6 +257,7 @@ def _statistics(
     """Of complete rows of the preset as it is with all ``seeds``; control rows, imported sets, and all rows of a table that is not ranked,
     are compared and take no rank."""
     complete = {row.label: row for row in rows if row.complete and not row.modified and set(seeds) <= set(row.seeds)}
+    complete = {label: row for label, row in complete.items() if not (row.imported and notes_on.repeated(row.centers))}
     if resolved is None or not complete:
         return None
     folders = {

@@ -35,6 +35,21 @@ def common_config(members: Sequence[Record]) -> dict[str, JsonValue]:
     }
 
 
+def repeated(results: Mapping[str, CenterResult]) -> list[str]:
+    """Where two seeds of an imported system have the same result in every metric: one set of masks twice, which says nothing of how
+    trainings differ."""
+    found = []
+    for center, result in results.items():
+        means = [run.means for run in result.runs.values()]
+        if any(one in means[:place] for place, one in enumerate(means)):
+            found.append(center)
+    if not found:
+        return []
+    return [
+        f"equal results of several seeds at {', '.join(found)}: not compared, a system that was trained once has one seed"
+    ]
+
+
 def counts(centers: Mapping[str, CenterResult]) -> list[str]:
     """Empty predictions and failed cases over all counted runs of a row, where there are any."""
     total: Counter[str] = Counter()

@@ -34,7 +34,7 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
         lines.append(
             (
                 row.label,
-                "baseline" if row.is_baseline else overall,
+                overall if one or not row.is_baseline else "baseline",
                 *(difference_text(centers[name]) if name in centers else BLANK for name in table.centers),
                 p,
                 BLANK if one is None or one.effect_size is None else f"{one.effect_size:+.2f}",

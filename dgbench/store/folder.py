@@ -133,7 +133,7 @@ class TunedRef(Frozen):
         """The usual selection is left out: it is part of keys, and came later than they."""
         values: dict[str, Any] = handler(self)
         if self.selection is Selection.SOURCE_VAL:
-            del values["selection"]
+            values.pop("selection", None)
         return values
 
 

@@ -50,6 +50,7 @@ class StudySpec(Frozen):
     protocol: ProtocolRef
     heldout: str
     sources: tuple[str, ...]
+    support: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0)]
     method: MethodRef
     settings: tuple[str, ...] = ()
@@ -89,7 +90,8 @@ class StudySpec(Frozen):
         """The names of the trainings of every trial."""
         if self.selection is Selection.SOURCE_VAL:
             return tuple(self.stages)
-        return tuple(without_source(stage, source) for source in self.sources for stage in self.stages)
+        sources = [name for name in self.sources if name not in self.support]
+        return tuple(without_source(stage, source) for source in sources for stage in self.stages)
 
     def write(self, folder: Path) -> None:
         """Write it into ``folder``."""

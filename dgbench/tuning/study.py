@@ -129,7 +129,7 @@ def plan_study(request: RunRequest, trials: int, selection: Selection = Selectio
             "command": f"{request.command('tune')} --trials {trials}{selection.option}",
             **own.model_dump(
                 mode="json",
-                include={"protocol", "heldout", "sources", "seed", "method", "data", "environment"},
+                include={"protocol", "heldout", "sources", "support", "seed", "method", "data", "environment"},
             ),
         }
     )
@@ -225,9 +225,10 @@ def _tell(
 
 
 def _drop_weights(plan: StudyPlan, rows: Sequence[TrialRow]) -> None:
-    """Of all trials only the best one so far keeps its checkpoints, for a tuned run to take over; logs and results stay."""
+    """Of all trials only the best one so far keeps its checkpoints, for a tuned run to take over; logs and results stay. No run is one of
+    the trainings without a source center."""
     best = select(rows, counted(rows))
-    kept = {stage.key for stage in best.stages.values()}
+    kept = {stage.key for stage in best.stages.values() if plan.spec.selection is Selection.SOURCE_VAL}
     for weights in plan.trials.glob("*/*/*/seed*/*/*.safetensors"):
         if stored_key(weights.parent) not in kept:
             weights.unlink()

@@ -129,7 +129,7 @@ def _evidence(table: Table, row: Row) -> str:
     if not table.ranked:
         return f"none: {UNRANKED}"
     if row.imported and not (table.statistics and row.label in table.statistics.comparisons):
-        return f"none: not compared with {BASELINE}, for which it needs all seeds of the table"
+        return f"none: not compared with {BASELINE}"
     return table.statistics.evidence.value if table.statistics and row.complete else "none: no complete row"
 
 
