@@ -1,7 +1,10 @@
 """Tuning by leave-one-source-out: every source center in turn is what a held-out one would be, and the held-out one stays unread."""
 
 import json
+import os
+import shlex
 import shutil
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cli_calls import mistake
+from cli_calls import mistake, run_arguments
 from training_fixtures import Mini, quiet
 from tune_studies import TRIALS, arguments_of, invent, request_of, tune
 
@@ -277,3 +280,36 @@ def test_the_command_offers_it(four: Mini, tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "lesion without DELTA" in out
     assert "DSC in points: leave-one-source-out" in out
+
+
+def test_a_study_on_a_node_selects_as_it_was_asked_to(
+    four: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invented: None
+) -> None:
+    for name, text in {"sbatch": "echo 7", "squeue": "true"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    arguments = arguments_of(four, tmp_path / "runs", 2, "--selection=leave-one-source-out", "--launcher=slurm")
+    assert call(arguments) == 0
+    (script,) = (tmp_path / "runs").glob("mini/GAMMA/mixstyle/tune-*/slurm/study.sh")
+    (line,) = [line for line in script.read_text().splitlines() if line.endswith("&")]
+    assert call(shlex.split(line.removesuffix("&"))[1:]) == 0
+    assert [row.state for row in read_trials(script.parents[1])] == ["complete", "complete"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_tuned_so_is_submitted_verified_and_mirrored(
+    four: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, study: Path
+) -> None:
+    runs, records = tmp_path / "runs", tmp_path / "records"
+    command = run_arguments(four, runs, method="mixstyle", config=str(study / "best.yaml"))
+    assert call(command) == 0
+    (run,) = runs.glob("mini/GAMMA/mixstyle/seed*")
+    naming = [f"--protocol={four.protocol}"]
+    assert call(["submit", str(run), f"--to={records}", "--preset=mini"]) == 0
+    assert call(["verify", str(records), *naming]) == 0
+    assert call(["mlflow", "sync", f"--runs={runs}"]) == 0
+    capsys.readouterr()
+    (trials,) = records.glob("mini/GAMMA/mixstyle/seed*/tuning/trials.jsonl")
+    trials.write_text(trials.read_text().replace("lesion without DELTA", "lesion without GAMMA"))
+    assert call(["verify", str(records), *naming]) == 2
