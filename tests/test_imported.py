@@ -239,7 +239,7 @@ def mixed(tmp_path: Path) -> Path:
     for center in CENTERS:
         of_arrays(tmp_path, cube(f"{center}/{center}_0000", 1), heldout=center, **same)
     for seed in (0, 4):
-        of_arrays(tmp_path, cube("MSD/MSD_0000"), name="partial", seed=seed, **same)
+        of_arrays(tmp_path, cube("MSD/MSD_0000", seed // 4), name="partial", seed=seed, **same)
     return tmp_path
 
 
