@@ -21,7 +21,7 @@ from dgbench.launch.environment import environment
 from dgbench.launch.plan import FolderPlan, RunPlan, judged_how
 from dgbench.launch.ranks import run_ranks
 from dgbench.launch.request import write_request
-from dgbench.launch.worker import LOG_NAME, PROCESS_LOCK, JobDied
+from dgbench.launch.worker import LOG_NAME, PROCESS_LOCK, once_more
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs, read_status, write_status
 from dgbench.store.keys import diff, key_of
 from dgbench.store.lock import LOCK_NAME, FolderLock
@@ -128,14 +128,13 @@ def do(job: Job, run: RunJob, say: Say, *, wait: float = float("inf")) -> bool:
             return False
         prepare_folder(job)
         with _told(job):
-            try:
-                _work(job, run, say)
-            except JobDied as death:
-                note = f"{death} — trying once more"
-                say(note)
-                log_lines(job.folder, [note])
-                _work(job, run, say)
+            once_more(lambda: _work(job, run, say), lambda note: _noted(job, note, say))
     return True
+
+
+def _noted(job: Job, note: str, say: Say) -> None:
+    say(note)
+    log_lines(job.folder, [note])
 
 
 def _work(job: Job, run: RunJob, say: Say) -> None:

@@ -40,6 +40,15 @@ class JobDied(DgbenchError):
     """The process of a job ended without a word or ran out of memory; the same job may succeed when it is tried again."""
 
 
+def once_more(work: Callable[[], None], told: Callable[[str], None]) -> None:
+    """Do ``work``, and once more where its process died, of which ``told`` is given a note."""
+    try:
+        work()
+    except JobDied as death:
+        told(f"{death} — trying once more")
+        work()
+
+
 class Progress(NamedTuple):
     """How far a job is: units done, units in all, and a short text (the case, the best score)."""
 

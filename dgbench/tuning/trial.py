@@ -19,7 +19,7 @@ from dgbench.errors import Interrupted
 from dgbench.launch.adopt import adopt
 from dgbench.launch.jobs import Job, Say, do, is_trained
 from dgbench.launch.plan import FolderPlan, RunPlan, plan_without
-from dgbench.launch.worker import JobDied, run_job
+from dgbench.launch.worker import once_more, run_job
 from dgbench.store.selection import Selection
 from dgbench.store.study import LEFT_OUT, StageOutcome, without_source
 from dgbench.training.job import TrainJob
@@ -178,11 +178,7 @@ def _judge(piece: Piece, training: TrainJob, say: Say) -> None:
     """Judge ``training`` at the center that it went without, in a process of its own; one that dies is started once more, as a training
     is."""
     content = (training, piece.left_out)
-    try:
-        run_job(_judge_job, content, piece.name, training.folder, lambda: False)
-    except JobDied as death:
-        say(f"{death} — trying once more")
-        run_job(_judge_job, content, piece.name, training.folder, lambda: False)
+    once_more(lambda: run_job(_judge_job, content, piece.name, training.folder, lambda: False), say)
 
 
 def _judge_job(content: tuple[TrainJob, tuple[Case, ...]], report: Any) -> None:
