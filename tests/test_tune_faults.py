@@ -22,12 +22,14 @@ from dgbench.launch.ranks import run_ranks
 from dgbench.launch.worker import JobDied, JobProcess
 from dgbench.method import Method
 from dgbench.store.folder import read_status
+from dgbench.store.selection import Selection
 from dgbench.store.study import BEST, TRIALS, TrialRow, read_trials
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import train
 from dgbench.tuning import study as studies
 from dgbench.tuning import trial as trial_module
 from dgbench.tuning.study import plan_study, run_study
+from dgbench.tuning.trial import pieces_of
 
 N_TRIALS = 3
 
@@ -235,7 +237,10 @@ def test_a_stop_that_the_pruner_did_not_ask_for_stops_the_study(
 ) -> None:
     """Even where the last validation would have ended the trial."""
 
+    run = plan_run(request_of(sound, tmp_path))
+
     class Hopeless:
+        pieces = pieces_of(run, Selection.SOURCE_VAL)
         pruned = False
 
         def look(self) -> bool:
@@ -246,7 +251,6 @@ def test_a_stop_that_the_pruner_did_not_ask_for_stops_the_study(
         raise Interrupted("Ctrl-C")
 
     monkeypatch.setattr(trial_module, "do", stopped)
-    run = plan_run(request_of(sound, tmp_path))
     watch: Any = Hopeless()
     with pytest.raises(Interrupted):
         trial_module.train_trial(run, tmp_path, watch, lambda _: None)
