@@ -30,6 +30,7 @@ from dgbench.leaderboard.page.site import write_page
 from dgbench.processor import available_cores
 from dgbench.protocol import load_protocol
 from dgbench.store.folder import RunSpec
+from dgbench.store.times import sum_up_evaluation, sum_up_stage
 
 CENTERS = tuple(f"C{number}" for number in range(5))
 SPENT: dict[str, float] = {}
@@ -116,7 +117,8 @@ def rows(center: str, count: int, views: int, rng: np.random.Generator, level: f
 
 
 def write_costs(folder: Path, frame: pd.DataFrame) -> None:
-    """What a run of one stage tells of its cost: counts, machine, 240 lines of its step log, seconds per case and chain."""
+    """What a run of one stage tells of its cost: counts, machine, 240 lines of its step log, seconds per case and chain, and what
+    these come to."""
     write_json(folder / "cost.json", {"table-vi": {"params": 2, "gflops": 2.0}, "macs": {"params": 1, "gflops": 1.0}})
     write_json(folder / "env.json", {"processor": "fake"})
     append_jsonl(
@@ -129,6 +131,8 @@ def write_costs(folder: Path, frame: pd.DataFrame) -> None:
     times = cases.merge(chains, "cross").merge(checkpoints, "cross").assign(seconds=0.5)
     times["round_seconds"] = [[0.5]] * len(times)
     times.to_parquet(folder / "evaluation/times.parquet")
+    sum_up_stage(folder / "tumor-fine")
+    sum_up_evaluation(folder / "evaluation")
 
 
 def write_runs(root: Path, methods: int, seeds: int, cases: int, views: int) -> int:

@@ -15,6 +15,7 @@ from dgbench.leaderboard.checked_rows import read_checked
 from dgbench.leaderboard.costs import RunCost, common_machine, read_run_cost, row_cost
 from dgbench.leaderboard.export import to_json
 from dgbench.store.folder import iter_runs
+from dgbench.store.times import sum_up_evaluation, sum_up_stage
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,44 @@ def test_a_run_tells_what_it_cost(tmp_path: Path) -> None:
         step_seconds=3.0,
         machine=("Abacus", "fp32", "2 threads", "torch 2.13"),
     )
+
+
+def test_what_times_come_to_is_read_instead_of_their_logs_with_the_same_numbers(tmp_path: Path) -> None:
+    folder = add_priced_run(tmp_path, "erm", "MSD", step=0.1)
+    (run,) = iter_runs(tmp_path)
+    stage, cases = folder / "tumor-fine", read_checked(run.evaluation)
+    of_logs = read_run_cost(run, cases)
+    sum_up_stage(stage)
+    sum_up_evaluation(run.evaluation)
+    (stage / "times.jsonl").write_text("damaged\n")
+    (run.evaluation / "times.parquet").unlink()
+    assert read_run_cost(run, cases) == of_logs, "equal to the last bit"
+    (stage / "times.json").write_text('{"seconds": -1.0}')
+    with pytest.raises(
+        DgbenchError, match=r"tumor-fine/times.json: seconds: .*greater than or equal to 0; step_seconds"
+    ):
+        read_run_cost(run, cases)
+    (stage / "times.json").unlink()
+    with pytest.raises(DgbenchError, match=r"times.jsonl, line 1: damaged"):
+        read_run_cost(run, cases)
+
+
+def test_a_run_whose_cases_all_failed_has_no_seconds_of_a_case(tmp_path: Path) -> None:
+    folder = add_priced_run(tmp_path, "erm", "MSD", step=0.5)
+    pd.DataFrame([]).to_parquet(folder / "evaluation" / "times.parquet")
+    (run,) = iter_runs(tmp_path)
+    cost = read_run_cost(run, read_checked(run.evaluation))
+    sum_up_evaluation(run.evaluation)
+    assert cost == read_run_cost(run, read_checked(run.evaluation))
+    assert cost is not None
+    assert (cost.seconds_per_case, cost.seconds_per_round, cost.step_seconds) == (None, None, 3.0)
+
+
+def test_a_training_whose_log_of_times_was_removed_has_nothing_to_sum_up(tmp_path: Path) -> None:
+    sum_up_stage(tmp_path)
+    (tmp_path / "times.jsonl").write_bytes(b"")
+    sum_up_stage(tmp_path)
+    assert not (tmp_path / "times.json").exists()
 
 
 def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_the_run_folders_hold_everything(tiny: Tiny) -> None:
             result = json.loads((folder / "result.json").read_text())
             assert result["steps"] == len((folder / "steps.jsonl").read_text().splitlines())
             assert (folder / "times.jsonl").is_file()
+            assert (folder / "times.json").is_file()
         assert {path.name for path in run.path.iterdir() if path.is_file()} >= {
             "spec.json",
             "env.json",
@@ -99,6 +100,7 @@ def test_the_run_folders_hold_everything(tiny: Tiny) -> None:
             "cost.json",
         }
         assert (run.evaluation / "times.parquet").is_file()
+        assert (run.evaluation / "times.json").is_file()
         assert not (run.evaluation / "parts").exists()
     assert not list(tiny.root.rglob(".tmp-*"))
     assert not list(tiny.root.rglob(".lock"))

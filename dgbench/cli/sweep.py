@@ -1,5 +1,7 @@
 """``dgbench plan`` and ``dgbench sweep``: many runs as one graph of jobs."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,23 +35,22 @@ def plan(
     form: options.Format = options.ListFormat.table,
 ) -> None:
     """What a sweep with the same options would do: the jobs that are done, shared and missing, and what they will cost. Starts nothing."""
-    from dgbench.launch.estimate import summary
-    from dgbench.launch.phantom import is_drawn
+    from dgbench.launch.plan import RunRequest
 
-    requests = requests_of(
-        method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, configs, runs, cache
+    every = RunRequest(
+        method=method,
+        heldout=heldout,
+        protocol=options.protocol_name(protocol, data),
+        preset=preset,
+        data=data,
+        devices=devices,
+        device=device,
+        threads=threads,
+        overrides=tuple(settings or ()),
+        runs=runs,
+        cache=options.cache_folder(cache),
     )
-    if not all(is_drawn(request) for request in _possible(requests)[:1]):
-        typer.echo(
-            f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
-        )
-        return
-    graph = graph_of(requests, draw=False)
-    made = summary(graph)
-    options.print_rows(made.jobs if jobs else made.runs, form)
-    if form is options.ListFormat.table:
-        for line in made.lines:
-            typer.echo(line)
+    show(requests_of(every, seeds, configs or ()), jobs=jobs, form=form)
 
 
 def sweep(
@@ -79,25 +80,26 @@ def sweep(
     """Every method on every held-out center with every seed, as one graph of jobs: what runs share is done once, what is done is not done
     again. A failed job takes those that need it with it and no others; a cell that a method cannot fill is called n/a. The same call goes
     on where an earlier one stopped."""
-    if dry_run:
-        plan(method, heldout, seeds, protocol, preset, data, devices, device, threads, settings, configs, runs, cache)
-        return
-    requests = requests_of(
-        method,
-        heldout,
-        seeds,
-        protocol,
-        preset,
-        data,
-        devices,
-        device,
-        threads,
-        settings,
-        configs,
-        runs,
-        cache,
-        rank_timeout,
+    from dgbench.launch.plan import RunRequest
+
+    every = RunRequest(
+        method=method,
+        heldout=heldout,
+        protocol=options.protocol_name(protocol, data),
+        preset=preset,
+        data=data,
+        devices=devices,
+        rank_timeout=rank_timeout,
+        device=device,
+        threads=threads,
+        overrides=tuple(settings or ()),
+        runs=runs,
+        cache=options.cache_folder(cache),
     )
+    requests = requests_of(every, seeds, configs or ())
+    if dry_run:
+        show(requests)
+        return
     graph = graph_of(requests, draw=True)
     if fresh:
         from dgbench.launch.execute import forget
@@ -112,49 +114,38 @@ def sweep(
     launch(graph, launcher, slurm, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs, mirrored=not no_mlflow)
 
 
-def requests_of(
-    method: str,
-    heldout: str,
-    seeds: int,
-    protocol: str | None,
-    preset: str,
-    data: Path | None,
-    devices: int,
-    device: str | None,
-    threads: int | None,
-    settings: list[str] | None,
-    configs: list[Path] | None,
-    runs: Path,
-    cache: Path,
-    rank_timeout: float | None = None,
-) -> "list[RunRequest]":
-    """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers."""
-    from dgbench.launch.plan import RunRequest
+def show(
+    requests: "list[RunRequest]", *, jobs: bool = False, form: options.ListFormat = options.ListFormat.table
+) -> None:
+    """Print what a sweep of ``requests`` would do: a line for each run, or with ``jobs`` for each job."""
+    from dgbench.launch.estimate import summary
+    from dgbench.launch.phantom import is_drawn
+
+    if not all(is_drawn(request) for request in _possible(requests)[:1]):
+        typer.echo(
+            f"{len(requests)} runs of the phantom, which is not drawn yet: `dgbench sweep` draws it first, then each run has a key"
+        )
+        return
+    graph = graph_of(requests, draw=False)
+    made = summary(graph)
+    options.print_rows(made.jobs if jobs else made.runs, form)
+    if form is options.ListFormat.table:
+        for line in made.lines:
+            typer.echo(line)
+
+
+def requests_of(every: "RunRequest", seeds: int, configs: Sequence[Path]) -> "list[RunRequest]":
+    """The runs of a sweep in their order: seeds first, so that complete tables grow evenly, then methods, then centers. Each is ``every``
+    with one of the methods and held-out centers that this names, and with what ``configs`` hold for them."""
     from dgbench.launch.settings import assign_configs
     from dgbench.protocol import load_protocol
     from dgbench.registry import find_method
 
-    contract = options.protocol_name(protocol, data)
-    heldouts = heldouts_of(load_protocol(contract), heldout)
-    names = {name: find_method(name).name if configs else name for name in methods_of(method)}
-    chosen = assign_configs(configs or (), [(name, one) for name in names.values() for one in heldouts])
+    heldouts = heldouts_of(load_protocol(every.protocol), every.heldout)
+    names = {name: find_method(name).name if configs else name for name in methods_of(every.method)}
+    chosen = assign_configs(configs, [(name, one) for name in names.values() for one in heldouts])
     return [
-        RunRequest(
-            method=name,
-            heldout=one,
-            protocol=contract,
-            preset=preset,
-            data=data,
-            seed=seed,
-            devices=devices,
-            rank_timeout=rank_timeout,
-            device=device,
-            threads=threads,
-            overrides=tuple(settings or ()),
-            config=chosen[names[name], one],
-            runs=runs,
-            cache=options.cache_folder(cache),
-        )
+        replace(every, method=name, heldout=one, seed=seed, config=chosen[names[name], one])
         for seed in range(seeds)
         for name in names
         for one in heldouts

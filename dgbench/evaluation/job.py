@@ -33,6 +33,7 @@ from dgbench.protocol import ResolvedProtocol
 from dgbench.store.checkpoint_file import load_checkpoint, unflatten_state
 from dgbench.store.foreign import read_arrays
 from dgbench.store.slices import slice_file
+from dgbench.store.times import sum_up_evaluation
 from dgbench.training.build import method_of
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import Report
@@ -374,6 +375,7 @@ def _compile(job: EvaluationJob, parts: Path) -> None:
         if len(frame):
             frame = frame.sort_values(keys, kind="stable").reset_index(drop=True)
         write_bytes(job.folder / f"{name}.parquet", frame.to_parquet(index=False))
+    sum_up_evaluation(job.folder)
 
 
 def clear_parts(job: EvaluationJob) -> None:

@@ -3,7 +3,6 @@
 They stay Arrow tables until all runs are put together: for thousands of runs, frames would take longer to make than to fill.
 """
 
-from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +13,8 @@ from dgbench.store.cases import kind_of, read_case_table
 from dgbench.store.foreign import to_frame
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     import pyarrow as pa
-    from numpy.typing import NDArray
 
 TEXTS = ("case", "center", "role", "stage", "setting", "checkpoint")
 FLAGS = ("failed", "empty_reference", "empty_prediction")
@@ -50,31 +47,6 @@ def read_checked(evaluation: Path) -> "pa.Table":
 def as_frame(cases: "pa.Table") -> "pd.DataFrame":
     """Rows of :func:`read_checked`, of one run or of several together, for pandas, with text as it is."""
     return to_frame(_as_typed(cases, _schema(coded=False)))
-
-
-def rows_where(table: "pa.Table", column: str, wanted: str | Callable[[str], bool]) -> "NDArray[np.bool_]":
-    """Which rows hold the text ``wanted``, or one of which it is true, in a ``column`` that is coded as a dictionary, (rows,)."""
-    import numpy as np
-
-    fits: Callable[[str], bool] = (lambda name: name == wanted) if isinstance(wanted, str) else wanted
-    found = [np.zeros(0, dtype=bool)]
-    for chunk in table[column].chunks:
-        matches = np.array([fits(name) for name in chunk.dictionary.to_pylist()], dtype=bool)
-        found.append(matches[chunk.indices.to_numpy()])
-    return np.concatenate(found)
-
-
-def texts_of(table: "pa.Table", column: str, rows: "NDArray[np.bool_]") -> set[str]:
-    """The texts that these ``rows`` hold in a ``column`` that is coded as a dictionary."""
-    import numpy as np
-
-    found: set[str] = set()
-    start = 0
-    for chunk in table[column].chunks:
-        names = chunk.dictionary.to_pylist()
-        found.update(names[code] for code in np.unique(chunk.indices.to_numpy()[rows[start : start + len(chunk)]]))
-        start += len(chunk)
-    return found
 
 
 def _as_typed(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":

@@ -11,19 +11,14 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING
 
-from dgbench.atomic import read_json, read_jsonl
+from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
-from dgbench.leaderboard.checked_rows import rows_where, texts_of
-from dgbench.leaderboard.thresholds import OFFICIAL_SETTING
 from dgbench.store.folder import RunFolder
-from dgbench.store.foreign import read_arrow, told_as_value_error
+from dgbench.store.foreign import told_as_value_error
+from dgbench.store.times import evaluation_time, has_times, stage_time
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-
-TIMED = ("case", "setting", "checkpoint")
-"""What of a row of times says of what they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,30 +75,26 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
     Raises:
         DgbenchError: a file is there and cannot be read.
     """
-    files = [run.path / "cost.json", run.evaluation / "times.parquet", run.path / "env.json"]
-    logs = [run.stage_folder(stage) / "times.jsonl" for stage in run.own_stages]
-    if not all(path.is_file() for path in (*files, *logs)):
+    counts, environment_file = run.path / "cost.json", run.path / "env.json"
+    stages = [run.stage_folder(stage) for stage in run.own_stages]
+    if not (counts.is_file() and environment_file.is_file() and has_times(stages, run.evaluation)):
         return None
-    counted, environment = read_json(files[0]), read_json(files[2])
+    counted, environment = read_json(counts), read_json(environment_file)
     try:
         with told_as_value_error():
-            rows = [read_jsonl(log) for log in logs]
-            steps = [
-                sum(row["steps"] for row in log) * median(row["seconds"] / row["steps"] for row in log) for log in rows
-            ]
+            trained, judged = [stage_time(stage) for stage in stages], evaluation_time(run.evaluation, cases)
             whole, deployed = counted["table-vi"], counted["macs"]
             ran = run.spec.environment
             rounded = (ran.device, ran.precision, environment.get("bf16_instructions")) == ("cpu", "bf16", False)
-            per_case, per_round = _seconds(read_arrow(files[1], coded=TIMED), cases)
             cost = RunCost(
                 params=int(whole["params"]),
                 gflops=float(whole["gflops"]),
                 deployed_params=int(deployed["params"]),
                 deployed_gmacs=float(deployed["gflops"]),
-                seconds_per_case=per_case,
-                seconds_per_round=per_round,
-                train_seconds=math.fsum(row["seconds"] for log in rows for row in log),
-                step_seconds=math.fsum(steps),
+                seconds_per_case=judged.per_case,
+                seconds_per_round=judged.per_round,
+                train_seconds=math.fsum(time.seconds for time in trained),
+                step_seconds=math.fsum(time.step_seconds for time in trained),
                 machine=(
                     str(environment["processor"]) if ran.device == "cpu" else ran.device,
                     f"{ran.precision} without instructions" if rounded else ran.precision,
@@ -117,24 +108,6 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
             return cost
     except (OSError, ValueError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
-
-
-def _seconds(times: "pa.Table", cases: "pa.Table") -> tuple[float | None, float | None]:
-    """What the chain `Seg` takes for a held-out case with the official checkpoint, and a round of its last stage; None where no such time
-    was taken."""
-    import numpy as np
-    import pyarrow as pa
-    from pyarrow import compute
-
-    heldout = texts_of(cases, "case", rows_where(cases, "role", "held-out"))
-    taken = rows_where(times, "setting", lambda name: name.endswith("-Seg"))
-    taken &= rows_where(times, "checkpoint", "source-val") & rows_where(times, "case", heldout.__contains__)
-    if not taken.any():
-        return None, None
-    seconds = times["seconds"].to_numpy()[taken]
-    final = times["round_seconds"].filter(pa.array(taken & rows_where(times, "setting", OFFICIAL_SETTING)))
-    timed = len(texts_of(times, "case", taken))
-    return float(np.sum(seconds)) / timed, compute.mean(compute.list_flatten(final)).as_py()
 
 
 def common_machine(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> tuple[str, ...] | None:

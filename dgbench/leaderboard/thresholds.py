@@ -17,7 +17,6 @@ Rule = Literal["source-tuned", "oracle", "paper"]
 RULES: tuple[Rule, ...] = ("source-tuned", "oracle", "paper")
 TARGET_INFORMED: frozenset[Rule] = frozenset({"oracle", "paper"})
 OFFICIAL_THRESHOLD = 0.5
-OFFICIAL_SETTING = "F-Seg"
 
 
 def parse_threshold(text: str, protocol: Protocol) -> float | Rule:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CASE_COLUMNS = ("case", "center", "role", "stage", "setting", "checkpoint", "threshold", "failed", "reason")
 """Columns that identify a row of ``cases.parquet``; the metrics follow."""
+OFFICIAL_SETTING = "F-Seg"
+"""The setting that is ranked: the last stage, in the ROI that the stages before it predicted (protocol.md §2)."""
 
 MAX_KIND = 60
 """Characters that are shown of a foreign type: a nested one can name thousands of fields."""

@@ -2,7 +2,7 @@
 file may claim, and one kind of error for whatever is wrong with it."""
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from zipfile import BadZipFile, ZipFile
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
 
@@ -48,6 +49,31 @@ def read_arrow(path: Path, columns: Sequence[str] | None = None, coded: Sequence
             table = file.read(columns, use_threads=False)
         table.validate(full=True)  # text that is none would be noticed when it is first looked at
         return table
+
+
+def rows_where(table: "pa.Table", column: str, wanted: str | Callable[[str], bool]) -> "NDArray[np.bool_]":
+    """Which rows hold the text ``wanted``, or one of which it is true, in a ``column`` that is coded as a dictionary, (rows,)."""
+    import numpy as np
+
+    fits: Callable[[str], bool] = (lambda name: name == wanted) if isinstance(wanted, str) else wanted
+    found = [np.zeros(0, dtype=bool)]
+    for chunk in table[column].chunks:
+        matches = np.array([fits(name) for name in chunk.dictionary.to_pylist()], dtype=bool)
+        found.append(matches[chunk.indices.to_numpy()])
+    return np.concatenate(found)
+
+
+def texts_of(table: "pa.Table", column: str, rows: "NDArray[np.bool_]") -> set[str]:
+    """The texts that these ``rows`` hold in a ``column`` that is coded as a dictionary."""
+    import numpy as np
+
+    found: set[str] = set()
+    start = 0
+    for chunk in table[column].chunks:
+        names = chunk.dictionary.to_pylist()
+        found.update(names[code] for code in np.unique(chunk.indices.to_numpy()[rows[start : start + len(chunk)]]))
+        start += len(chunk)
+    return found
 
 
 def to_frame(table: "pa.Table") -> "pd.DataFrame":

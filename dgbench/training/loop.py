@@ -35,6 +35,7 @@ from dgbench.store.checkpoint_file import (
     save_checkpoint,
     unflatten_state,
 )
+from dgbench.store.times import sum_up_stage
 from dgbench.training.build import method_of
 from dgbench.training.distributed import Ranks, check_agreement
 from dgbench.training.interrupt import StopRequest, stop_requests
@@ -379,6 +380,7 @@ def _finish(training: StageTraining) -> None:
         raise DgbenchError(f"{job.stage}: no source-validation case gave a Dice, so no checkpoint could be selected")
     if not training.ranks.leads:
         return
+    sum_up_stage(job.folder)
     write_json(
         job.folder / "result.json",
         {
