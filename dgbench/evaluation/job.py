@@ -37,6 +37,7 @@ from dgbench.store.times import sum_up_evaluation
 from dgbench.training.build import method_of
 from dgbench.training.job import TrainJob
 from dgbench.training.loop import Report
+from dgbench.training.process import set_up_torch
 from dgbench.training.validation import stage_predictor
 
 PARTS = "parts"
@@ -103,11 +104,7 @@ class EvaluationJob:
 def evaluate(job: EvaluationJob, report: Report) -> None:
     """Evaluate every case of ``job``: the tables and 8-bit probabilities into its folder, a slice of every held-out case into the run's."""
     first = job.training[0]
-    torch.set_num_threads(first.threads)
-    if (
-        first.device == "cuda"
-    ):  # on the CPU every operation used here is deterministic already, and the switch costs seconds of imports
-        torch.use_deterministic_algorithms(True)
+    set_up_torch(first)
     device = torch.device(first.device)
     predictors: dict[str, dict[str, Predictor]] = {
         name: load_predictors(job, name, device) for name in job.resolved.preset.checkpoints

@@ -6,12 +6,13 @@ import torch
 
 from dgbench.atomic import write_json
 from dgbench.data.case import Case
-from dgbench.data.guard import guarding, seal
-from dgbench.data.preparation import prepare_cases, prepared_root
+from dgbench.data.guard import guarding
+from dgbench.data.preparation import prepare_cases
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.job import load_trained
 from dgbench.store.study import LEFT_OUT
 from dgbench.training.job import TrainJob
+from dgbench.training.process import seal_others, set_up_torch
 from dgbench.training.selection import center_mean
 from dgbench.training.validation import stage_predictor, validate
 
@@ -24,15 +25,11 @@ def judge_left_out(job: TrainJob, cases: tuple[Case, ...], report: Callable[[int
     Raises:
         DgbenchError: no case defines a Dice (reference and prediction are empty in all), or the checkpoint is not of this training.
     """
-    torch.set_num_threads(job.threads)
-    if job.device == "cuda":
-        torch.use_deterministic_algorithms(True)
+    set_up_torch(job)
     device = torch.device(job.device)
     with guarding(frozenset(case.id for case in cases), job.centers):
         prepared = list(prepare_cases(cases, job.resolved.protocol, job.cache).values())
-        seal(prepared_root(job.cache), (case.folder for case in prepared))  # before any code of the method runs
-        if job.runs is not None:
-            seal(job.runs, (job.folder.parent,))
+        seal_others(job, prepared)
         method = load_trained(job, "source-val", device)
         predictor = stage_predictor(method, job.stage, job.resolved, device, job.precision, tta=False)
         scores: list[float] = []

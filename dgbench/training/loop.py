@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from dgbench.atomic import append_jsonl, sync_file, truncate_jsonl, write_json
 from dgbench.data.augmentation import strengthened
-from dgbench.data.guard import guarding, seal
-from dgbench.data.preparation import PreparedCase, prepare_cases, prepared_root
+from dgbench.data.guard import guarding
+from dgbench.data.preparation import PreparedCase, prepare_cases
 from dgbench.data.sampling import CropDataset, check_sampling
 from dgbench.data.splits import center_of
 from dgbench.errors import DgbenchError, Diverged, Interrupted
@@ -40,6 +40,7 @@ from dgbench.training.build import method_of
 from dgbench.training.distributed import Ranks, check_agreement
 from dgbench.training.interrupt import StopRequest, stop_requests
 from dgbench.training.job import TrainJob
+from dgbench.training.process import seal_others, set_up_torch
 from dgbench.training.selection import center_mean, validation_steps
 from dgbench.training.step import AdamMaker, TrainingContext, run_step
 from dgbench.training.validation import stage_predictor, validate
@@ -91,11 +92,7 @@ def train(job: TrainJob, report: Report, ranks: Ranks | None = None) -> None:
     signal to any of them (state saved).
     """
     ranks = ranks or Ranks()
-    torch.set_num_threads(job.threads // ranks.size)
-    if (
-        job.device == "cuda"
-    ):  # on the CPU every operation used here is deterministic already, and the switch costs seconds of imports
-        torch.use_deterministic_algorithms(True)
+    set_up_torch(job, ranks.size)
     allowed = frozenset(job.split.train + job.split.validation)
     with guarding(allowed, job.centers), stop_requests() as stop:
         training = _build(job, report, ranks)
@@ -129,9 +126,7 @@ def _build(job: TrainJob, report: Report, ranks: Ranks) -> StageTraining:
     prepared = _prepare(job, report)
     if ranks.leads:
         ranks.gather(None)
-    seal(prepared_root(job.cache), (case.folder for case in prepared.values()))  # before any code of the method runs
-    if job.runs is not None:
-        seal(job.runs, (job.folder.parent,))  # its own run: a lock, logs and checkpoints
+    seal_others(job, prepared.values())
     method = method_of(job, device)
     make = AdamMaker(job.resolved.preset.stages[job.stage].lr, job.resolved.weight_decay(job.stage))
     optimizers = list(method.configure_optimizers(make))
