@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from score_tables import CENTERS, random_table, table_of
 
 from dgbench.leaderboard.ranking import (
@@ -50,6 +51,21 @@ def test_rank_distribution_splits_ties() -> None:
     assert best == pytest.approx([2.5 / 4, 0.5 / 4, 1 / 4])
     assert (low.tolist(), high.tolist()) == ([1, 1, 1], [3, 2, 3])
     assert rank(np.array([0.5, 0.7, 0.7 + 1e-13, 0.1])).tolist() == [3, 1, 1, 4]
+
+
+def test_ranks_and_tau_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.integers(0, 6, (50, 12)) / 10
+    assert (rank(scores) == stats.rankdata(-scores, method="min", axis=1)).all()
+    tables = [random_table(methods=12, draw=draw, gain=0.05) for draw in range(4)]
+    found = robustness(tables)
+    official = list(found[0].ranks.values())
+    assert len(found) == 12
+    assert any(len(set(r.ranks.values())) < 12 for r in found), "with ties"
+    for r in found:
+        ranks = list(r.ranks.values())
+        expected = stats.kendalltau(official, ranks).statistic
+        assert r.tau == (None if len(set(ranks)) == 1 else pytest.approx(expected))
 
 
 def test_tiers_of_overlapping_intervals() -> None:
