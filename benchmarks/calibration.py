@@ -18,7 +18,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from functools import cache
+from functools import cache, partial
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
@@ -33,6 +33,7 @@ from dgbench.leaderboard.resampling import (
     CENTERS_RESAMPLED_FROM,
     LEVEL,
     N_RESAMPLES,
+    Kind,
     bootstrap,
     intervals,
     p_values,
@@ -53,7 +54,7 @@ BATCH = 200
 GAIN = 3.0
 LIMIT = 0.07
 CONSERVATIVE = 0.025
-KINDS = ("studentised", "percentile", "basic")
+KINDS: tuple[Kind, ...] = ("studentised", "percentile", "basic")
 PATIENTS = (67, 20)
 SEEDS = (5, 3)
 COLLAPSING = 0.1
@@ -198,12 +199,12 @@ def cells() -> Iterator[Cell]:
                         n_seeds=n_seeds,
                         n_patients=n_patients,
                     )
-    common = {"seed": 3, "patient": 18, "residual": 12}
-    yield Cell(name="one center alone", n_centers=1, **common)
+    common = partial(Cell, seed=3, patient=18, residual=12)
+    yield common(name="one center alone", n_centers=1)
     yield Cell(name="one center alone, seeds only", n_centers=1, seed=5)
-    yield Cell(name="six centers, resampled", n_centers=6, center=8, new_centers=True, **common)
-    yield Cell(name="six centers, resampled, effects equal", n_centers=6, new_centers=True, **common)
-    yield Cell(name="three fixed centers, misread as new ones", center=8, new_centers=True, **common)
+    yield common(name="six centers, resampled", n_centers=6, center=8, new_centers=True)
+    yield common(name="six centers, resampled, effects equal", n_centers=6, new_centers=True)
+    yield common(name="three fixed centers, misread as new ones", center=8, new_centers=True)
 
 
 def simulate(cell: Cell, n_tables: int, random: np.random.Generator) -> dict[str, FloatArray]:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -171,11 +172,12 @@ def in_chromium(index: Path, profile: Path) -> dict[str, float] | None:
     with browser(profile) as tab:
         tab.resize(1400, 900)
         for number in range(SHOWN):
-            for what, act in (
-                ("open", lambda: tab.open(index)),
-                ("sort", lambda number=number: tab.value(sort.format(1 + number % 3))),
-                ("filter", lambda number=number: tab.value(find.format(f"method{number}"))),
-            ):
+            acts: dict[str, Callable[[], Any]] = {
+                "open": partial(tab.open, index),
+                "sort": partial(tab.value, sort.format(1 + number % 3)),
+                "filter": partial(tab.value, find.format(f"method{number}")),
+            }
+            for what, act in acts.items():
                 start = time.perf_counter()
                 act()
                 tab.call("Runtime.evaluate", expression=PAINTED, awaitPromise=True)
@@ -207,7 +209,7 @@ def main() -> None:
         *((policies, name) for name in ("apply_policy", "summarise")),
     ):
         setattr(module, name, timed(name, getattr(module, name)))
-    os.fsync = lambda _: None  # writing the fake runs is not what is measured
+    os.fsync = lambda fd: None  # writing the fake runs is not what is measured
     protocol = load_protocol("phantom")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "runs"

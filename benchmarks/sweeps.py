@@ -27,6 +27,7 @@ from typing import Any
 
 from dgbench.cli.sweep import requests_of
 from dgbench.launch.graph import Graph, build_graph
+from dgbench.launch.plan import RunRequest
 from dgbench.store.folder import read_status
 
 DGBENCH = str(Path(sys.executable).with_name("dgbench"))
@@ -62,9 +63,8 @@ def words(what: dict[str, Any], runs: Path, *more: str) -> list[str]:
 
 def graph(what: dict[str, Any], runs: Path) -> Graph:
     """The jobs of a sweep."""
-    cache = Path.home() / ".cache" / "dgbench"
-    names = (what["method"], what["heldout"], what["seeds"], None, what["preset"])
-    return build_graph(requests_of(*names, None, 1, None, 1, None, None, runs, cache))
+    every = RunRequest(method=what["method"], heldout=what["heldout"], preset=what["preset"], threads=1, runs=runs)
+    return build_graph(requests_of(every, what["seeds"], ()))
 
 
 def timed(what: dict[str, Any], runs: Path, *more: str) -> dict[str, Any]:

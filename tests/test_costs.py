@@ -100,11 +100,14 @@ def test_a_run_whose_cases_all_failed_has_no_seconds_of_a_case(tmp_path: Path) -
     assert (cost.seconds_per_case, cost.seconds_per_round, cost.step_seconds) == (None, None, 3.0)
 
 
-def test_a_training_whose_log_of_times_was_removed_has_nothing_to_sum_up(tmp_path: Path) -> None:
+def test_a_training_whose_log_of_times_was_removed_or_changed_is_not_summed_up(tmp_path: Path) -> None:
     sum_up_stage(tmp_path)
     (tmp_path / "times.jsonl").write_bytes(b"")
     sum_up_stage(tmp_path)
     assert not (tmp_path / "times.json").exists()
+    append_jsonl(tmp_path / "times.jsonl", {"step": 2, "seconds": 1.0})
+    with pytest.raises(DgbenchError, match=r"times.jsonl: KeyError: 'steps' — damaged, remove this folder"):
+        sum_up_stage(tmp_path)
 
 
 def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tmp_path: Path) -> None:

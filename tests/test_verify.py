@@ -105,6 +105,13 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda record: (record / "evaluation" / "times.parquet").write_bytes(b"x"),
         "its cost cannot be read (Parquet file size is 1 bytes",
     ),
+    "a time below zero": (
+        lambda record: write_log(
+            record / "tumor-fine" / "times.jsonl",
+            [row | {"seconds": -1e9} for row in log_rows(record / "tumor-fine" / "times.jsonl")],
+        ),
+        "its cost cannot be read (tumor-fine/times.jsonl: seconds: Input should be greater than or equal to 0",
+    ),
     "parameters": (
         lambda record: change(
             record / "cost.json", lambda cost: cost | {"table-vi": cost["table-vi"] | {"params": -1}}

@@ -50,7 +50,7 @@ def plan(
         runs=runs,
         cache=options.cache_folder(cache),
     )
-    show(requests_of(every, seeds, configs or ()), jobs=jobs, form=form)
+    print_plan(requests_of(every, seeds, configs or ()), jobs=jobs, form=form)
 
 
 def sweep(
@@ -98,7 +98,7 @@ def sweep(
     )
     requests = requests_of(every, seeds, configs or ())
     if dry_run:
-        show(requests)
+        print_plan(requests)
         return
     graph = graph_of(requests, draw=True)
     if fresh:
@@ -114,7 +114,7 @@ def sweep(
     launch(graph, launcher, slurm, gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs, mirrored=not no_mlflow)
 
 
-def show(
+def print_plan(
     requests: "list[RunRequest]", *, jobs: bool = False, form: options.ListFormat = options.ListFormat.table
 ) -> None:
     """Print what a sweep of ``requests`` would do: a line for each run, or with ``jobs`` for each job."""

@@ -32,8 +32,8 @@ Say = Callable[[str], None]
 RunJob = Callable[[Callable[[Any, Any], None], Any, str, Path, Callable[[], bool]], None]
 """How a job's function is run: (function, content, title, folder, cancelled); :func:`dgbench.launch.worker.run_job` in the foreground."""
 EVALUATION = 4
-"""Raised when an evaluation changes what it writes, numbers or files, so that finished and half-finished ones are made again (training has
-its own, ``RECIPE``)."""
+"""Raised when an evaluation changes what it writes, numbers or files that something needs, so that finished and half-finished ones are made
+again (training has its own, ``RECIPE``)."""
 ROW = ["case", "stage", "setting", "checkpoint", "threshold"]
 """What names a row of an evaluation."""
 CANCELLED = "cancelled.json"

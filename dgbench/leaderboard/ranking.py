@@ -103,7 +103,11 @@ def _weights(table: ScoreTable, n_resamples: int, seed: int) -> Weights:
 
 
 def rank(scores: FloatArray) -> NDArray[np.int64]:
-    """Ranks along the last axis, 1 for the highest; equal scores share the better rank (rounding below 1e-9 is equal)."""
+    """Ranks of methods, 1 for the highest; equal scores share the better rank (rounding below 1e-9 is equal).
+
+    Args:
+        scores: (methods,) or (resamples, methods), without NaN.
+    """
     import pandas as pd
 
     rows = pd.DataFrame(np.atleast_2d(np.round(scores, 9)))
@@ -236,8 +240,8 @@ def _schemes(table: ScoreTable, level: float, n_resamples: int, seed: int) -> di
 
 
 def _tau(official: NDArray[np.int64], other: NDArray[np.int64]) -> float | None:
-    """Kendall's τ-b: pairs in the same order less those in the opposite one, of all that are tied in neither; undefined where all ranks of
-    one are equal. (:mod:`scipy.stats` has it, and takes longer to import than a table takes to make.)"""
+    """Kendall's τ-b: pairs in the same order less those in the opposite one, over the geometric mean of the pairs that are untied in one
+    and in the other; undefined where all ranks of one are equal. (:mod:`scipy.stats` takes longer to import than a table to make.)"""
     one, two = (np.sign(np.subtract.outer(ranks, ranks)) for ranks in (official, other))
-    untied = np.sqrt(float((one**2).sum()) * float((two**2).sum()))
-    return float((one * two).sum() / untied) if untied else None
+    pairs = np.sqrt(float((one**2).sum()) * float((two**2).sum()))
+    return float((one * two).sum() / pairs) if pairs else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dgbench.errors import DgbenchError
 from dgbench.store.foreign import read_table
 from dgbench.store.manifest import REPRODUCTIONS, Tier, environment_of
+from dgbench.store.times import EVALUATION_LOG, STAGE_LOG
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +65,8 @@ def require_second_run(second: Path, known: Sequence[Path]) -> None:
 
 def _clocks(folder: Path) -> dict[str, bytes]:
     """By name, the content of each file that says how long something took."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/times.*"))}
+    logs = (path for log in (STAGE_LOG, EVALUATION_LOG) for path in sorted(folder.glob(f"*/{log}")))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in logs}
 
 
 def agreement(first: "pd.Series[float]", second: "pd.Series[float]") -> Tier:

@@ -6,7 +6,7 @@ record, a run of an older version) is read from its logs, with the same numbers.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field, ValidationError
 
 from dgbench.atomic import read_json, read_jsonl, write_json
+from dgbench.errors import DgbenchError
 from dgbench.frozen import Frozen, one_line
 from dgbench.store.cases import OFFICIAL_SETTING, read_case_table
 from dgbench.store.foreign import read_arrow, rows_where, texts_of, told_as_value_error
@@ -58,7 +59,7 @@ def stage_time(stage: Path) -> StageTime:
     Raises:
         DgbenchError, ValueError: it cannot be read.
     """
-    return _summary(stage, StageTime) or _of_steps(read_jsonl(stage / STAGE_LOG))
+    return _summary(stage, StageTime) or _of_steps(stage)
 
 
 def evaluation_time(evaluation: Path, cases: "pa.Table") -> EvaluationTime:
@@ -71,10 +72,15 @@ def evaluation_time(evaluation: Path, cases: "pa.Table") -> EvaluationTime:
 
 
 def sum_up_stage(stage: Path) -> None:
-    """Write what the log of a finished training comes to; nothing where somebody removed it."""
+    """Write what the log of a finished training comes to; nothing where somebody removed it. Raises DgbenchError where it is damaged."""
     log = stage / STAGE_LOG
-    if rows := read_jsonl(log) if log.is_file() else []:
-        write_json(stage / SUMMARY, _of_steps(rows).model_dump())
+    if not (log.is_file() and log.stat().st_size):
+        return
+    try:
+        time = _of_steps(stage)
+    except ValueError as error:
+        raise DgbenchError(f"{stage}: {error} — damaged, remove this folder and run again") from error
+    write_json(stage / SUMMARY, time.model_dump())
 
 
 def sum_up_evaluation(evaluation: Path) -> None:
@@ -87,18 +93,27 @@ def _summary(folder: Path, time: type[Time]) -> Time | None:
     path = folder / SUMMARY
     if not path.is_file():
         return None
+    return _checked(time, read_json(path), f"{folder.name}/{SUMMARY}", " — remove it: its log is read then")
+
+
+def _checked(time: type[Time], values: Mapping[str, Any], where: str, advice: str = "") -> Time:
     try:
-        return time.model_validate(read_json(path))
+        return time.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{path.parent.name}/{SUMMARY}: {one_line(error)}") from error
+        raise ValueError(f"{where}: {one_line(error)}{advice}") from error
 
 
-def _of_steps(rows: Sequence[Mapping[str, Any]]) -> StageTime:
-    with told_as_value_error():
-        return StageTime(
-            seconds=math.fsum(row["seconds"] for row in rows),
-            step_seconds=sum(row["steps"] for row in rows) * median(row["seconds"] / row["steps"] for row in rows),
-        )
+def _of_steps(stage: Path) -> StageTime:
+    rows = read_jsonl(stage / STAGE_LOG)
+    where = f"{stage.name}/{STAGE_LOG}"
+    try:
+        values = {
+            "seconds": math.fsum(row["seconds"] for row in rows),
+            "step_seconds": sum(row["steps"] for row in rows) * median(row["seconds"] / row["steps"] for row in rows),
+        }
+    except (LookupError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    return _checked(StageTime, values, where)
 
 
 def _of_cases(evaluation: Path, cases: "pa.Table") -> EvaluationTime:
@@ -116,7 +131,8 @@ def _of_cases(evaluation: Path, cases: "pa.Table") -> EvaluationTime:
         if not taken.any():
             return EvaluationTime(per_case=None, per_round=None)
         final = times["round_seconds"].filter(pa.array(taken & rows_where(times, "setting", OFFICIAL_SETTING)))
-        return EvaluationTime(
-            per_case=float(np.sum(times["seconds"].to_numpy()[taken])) / len(texts_of(times, "case", taken)),
-            per_round=compute.mean(compute.list_flatten(final)).as_py(),
-        )
+        values = {
+            "per_case": float(np.sum(times["seconds"].to_numpy()[taken])) / len(texts_of(times, "case", taken)),
+            "per_round": compute.mean(compute.list_flatten(final)).as_py(),
+        }
+        return _checked(EvaluationTime, values, f"{evaluation.name}/{EVALUATION_LOG}")
