@@ -65,8 +65,8 @@ def require_second_run(second: Path, known: Sequence[Path]) -> None:
 
 def _clocks(folder: Path) -> dict[str, bytes]:
     """By name, the content of each file that says how long something took."""
-    logs = (path for log in (STAGE_LOG, EVALUATION_LOG) for path in sorted(folder.glob(f"*/{log}")))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in logs}
+    logs = [path for log in (STAGE_LOG, EVALUATION_LOG) for path in folder.glob(f"*/{log}")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(logs)}
 
 
 def agreement(first: "pd.Series[float]", second: "pd.Series[float]") -> Tier:
