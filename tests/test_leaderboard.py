@@ -1,5 +1,6 @@
 """The leaderboard on hand-built run folders with closed-form numbers: what is averaged, what is refused, and what every hole says."""
 
+import csv
 import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
@@ -97,6 +98,22 @@ def test_a_hole_is_not_averaged_around(two_seeds: Path) -> None:
     assert "incomplete, not ranked" in line
     assert "1/2 seeds" in line
     assert "60.0" not in line
+
+
+def test_a_row_names_the_seeds_that_it_has(two_seeds: Path) -> None:
+    """Not those that it owes: a reader takes them for what was run."""
+    add_run(two_seeds, "saml", "MSD", 1, cases=cell("MSD", 0.5, 0.6, 0.7))
+    table = only_table(two_seeds)
+    saml = row_of(table, "saml")
+    assert (saml.seeds, saml.seeds_text) == ((0, 1), "1")
+    assert row_of(table, "erm").seeds_text == "0, 1"
+    (place,) = [
+        index for index, column in enumerate(leaderboard_sheets(compiled(two_seeds))[0].columns) if column == "seeds"
+    ]
+    assert {row[1]: row[place] for row in leaderboard_sheets(compiled(two_seeds))[0].rows}["saml"] == "1"
+    lines = csv.DictReader(line for line in to_csv(compiled(two_seeds)).splitlines() if not line.startswith("#"))
+    found = {line["center"]: line["seeds"] for line in lines if line["status"] == "incomplete"}
+    assert found == {"MSD": "1", "RENJI": "", "RMYY": ""}
 
 
 def test_every_hole_says_why(tmp_path: Path) -> None:

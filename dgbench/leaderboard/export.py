@@ -165,12 +165,13 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
     status = status if row.complete else "incomplete"
     one = statistics.comparisons.get(row.label) if statistics else None
     place = statistics.standings.get(row.label) if statistics else None
-    shared = {"status": status, "rank": row.rank, "method": row.label, "seeds": " ".join(map(str, row.seeds))}
-    shared["record"] = row.record
+    shared = {"status": status, "rank": row.rank, "method": row.label, "record": row.record}
     for center, result in row.centers.items():
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
         difference = _csv_difference(one.centers[center]) if one else {}
-        yield {**shared, "center": center, **result.counts, **_csv_scores(result.scores), **difference, "notes": gap}
+        seeds = " ".join(map(str, result.finished_seeds))
+        scores = {**result.counts, **_csv_scores(result.scores), **difference}
+        yield {**shared, "center": center, "seeds": seeds, **scores, "notes": gap}
     if row.complete:
         found: dict[str, Any] = {"worst_center": row.worst, **_csv_cost(row.cost)}
         if is_ranked and statistics and (one or not row.imported):
@@ -180,7 +181,15 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
         if place:
             low, high = place.rank_interval or (None, None)
             found |= {"rank_low": low, "rank_high": high, "p_best": place.p_best, "tier": place.tier}
-        yield {**shared, "center": "mean", **_csv_scores(row.mean), **found, "notes": "; ".join(row.notes)}
+        seeds = " ".join(map(str, row.seeds))
+        yield {
+            **shared,
+            "center": "mean",
+            "seeds": seeds,
+            **_csv_scores(row.mean),
+            **found,
+            "notes": "; ".join(row.notes),
+        }
 
 
 def _csv_cost(cost: RowCost | None) -> dict[str, Any]:

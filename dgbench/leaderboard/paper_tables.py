@@ -165,14 +165,14 @@ def _lines(wanted: PaperTable, setting: str, table: Table, absent: Sequence[str]
             *(cell for center in table.centers for cell in _center_cells(table, row, center)),
             *(_cells(row.mean) if row.complete else ("incomplete", "", "")),
             *(_cost_cells(row) if wanted.with_cost else ()),
-            *(", ".join(map(str, row.seeds)), "; ".join(row.notes)),
+            *(row.seeds_text, "; ".join(row.notes)),
         )
         for position, row in enumerate(table.rows)
         if not row.imported and (wanted.methods is None or row.method in order)
     }
     for method in absent:
         blank = ("not run", "", "") * (len(table.centers) + 1)
-        lines[order[method], 0] = (setting, method, *blank, ", ".join(map(str, table.seeds)), "")
+        lines[order[method], 0] = (setting, method, *blank, "none", "")
     return [lines[place] for place in sorted(lines)]
 
 

@@ -90,6 +90,12 @@ class Row:
         """Whether no run is missing."""
         return bool(self.mean)
 
+    @property
+    def seeds_text(self) -> str:
+        """The seeds of which a run is counted; ``seeds`` are all that the row owes."""
+        counted = [seed for seed in self.seeds if any(seed in center.runs for center in self.centers.values())]
+        return ", ".join(map(str, counted)) or "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Missing:

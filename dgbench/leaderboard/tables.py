@@ -71,7 +71,7 @@ def _table_sheet(compiled: Compiled, table: Table, position: int) -> Sheet:
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
             f"{points(row.centers[row.worst].scores['dsc'].mean)} {row.worst}" if row.worst else BLANK,
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
-            ", ".join(map(str, row.seeds)),
+            row.seeds_text,
             *((row.record or BLANK,) if records else ()),
             "; ".join(("incomplete, not ranked", *row.notes) if not row.complete else row.notes),
         )
@@ -194,7 +194,7 @@ def imported_sheet(table: Table) -> Sheet:
             *(difference_cells(found.comparisons.get(row.label)) if found else ()),
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
             *(detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
-            *("unknown", ", ".join(map(str, row.seeds)), "; ".join(row.notes)),
+            *("unknown", row.seeds_text, "; ".join(row.notes)),
         )
         for row in table.rows
         if row.imported

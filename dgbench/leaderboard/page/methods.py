@@ -105,7 +105,7 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
         "Method version": str(row.version),
         "Mean DSC": number("dsc", row.mean["dsc"]) if row.complete else "incomplete, not ranked",
         "Rank": rank_cell(table, row),
-        "Seeds": ", ".join(map(str, row.seeds)),
+        "Seeds": row.seeds_text,
         "Evidence": _evidence(table, row),
     }
     if one is not None:
