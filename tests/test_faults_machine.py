@@ -26,7 +26,7 @@ from dgbench.launch.jobs import Job, do, jobs_of
 from dgbench.launch.worker import PRELOADED, PROCESS_LOCK, JobProcess
 from dgbench.store.folder import read_status
 from dgbench.store.keys import diff
-from dgbench.store.lock import FolderLock, LockHeld, read_owner
+from dgbench.store.lock import FolderLock, LockHeld, process_start, read_owner
 from dgbench.training.loop import train
 
 WRITERS = 16
@@ -246,11 +246,8 @@ def write_rows(function: Any, content: Any, title: str, folder: Path, cancelled:
 
 
 def is_alive(marker: Path) -> bool:
-    try:
-        os.kill(int(marker.name.rpartition("-")[2]), 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether the process that made it still runs; one that was killed and that nobody has asked about yet does not."""
+    return process_start(int(marker.name.rpartition("-")[2])) is not None
 
 
 def write_all(work: list[Job], seed: int) -> None:
