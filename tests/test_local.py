@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -315,6 +316,21 @@ def test_a_job_that_is_cancelled_while_it_runs_stops(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="stage: stopped at once"):
         process.run()
     assert process.sent == [signal.SIGTERM]
+
+
+def test_a_job_starts_though_the_temporary_folder_was_emptied(tmp_path: Path) -> None:
+    def work() -> None:
+        JobProcess(report_and, "", "stage", tmp_path, environment={"CUDA_VISIBLE_DEVICES": "7"}, alone=False).run()
+
+    work()
+    socket = Path(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
+    aside = socket.rename(tmp_path / "aside")
+    try:
+        work()
+    finally:
+        aside.rename(socket)
+    work()
+    assert (tmp_path / "log.txt").read_text().splitlines() == ["a word on stdout", "7"] * 3
 
 
 def test_slots_on_the_cpu_and_on_gpus(shared: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

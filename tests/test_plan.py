@@ -17,6 +17,7 @@ from dgbench.launch import execute as execution
 from dgbench.launch import jobs
 from dgbench.launch.plan import RunPlan, RunRequest, data_folder, phantom_recipe, plan_run, resolve_request
 from dgbench.protocol import load_protocol
+from dgbench.store.folder import read_status
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +156,22 @@ def test_a_command_can_be_pasted(mini: Mini) -> None:
         request.command()
         == "dgbench run --method erm --heldout GAMMA --data 'my data' --set 'preset.thresholds=[0.5, 0.7]'"
     )
+
+
+def test_a_fault_outside_the_process_of_a_job_leaves_no_run_that_seems_to_go_on(
+    mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def job(*_: object) -> None:
+        raise OSError("no more handles")
+
+    made = plan(mini, tmp_path / "runs")
+    monkeypatch.setattr(execution, "run_job", job)
+    with pytest.raises(OSError, match="no more handles"):
+        execution.execute(made, fresh=False, say=lambda text: None)
+    first = made.folders[0]
+    for folder in (first.folder, first.training[0].folder):
+        status = read_status(folder)
+        assert (status.state, status.reason) == ("failed", "unexpected OSError: no more handles")
 
 
 def test_held_out_files_are_first_touched_after_all_training(

@@ -219,9 +219,10 @@ def _told(job: Job) -> Iterator[None]:
         with suppress(DgbenchError):
             _tell(job, "interrupted", str(stop) or "Ctrl-C")
         raise
-    except DgbenchError as error:
+    except Exception as error:
+        expected = isinstance(error, DgbenchError)
         with suppress(DgbenchError):
-            _tell(job, "failed", str(error))
+            _tell(job, "failed", str(error) if expected else f"unexpected {type(error).__name__}: {error}")
         raise
 
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -84,17 +85,16 @@ class JobProcess:
         environment: Mapping[str, str] | None = None,
         alone: bool = True,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         self.title = title
         self.progress = Progress()
         self.peak_bytes = 0
         self.sent: list[int] = []
         self._cancelled = cancelled
-        self._receiver, self._sender = context.Pipe(duplex=False)
-        self._process = context.Process(
-            name=title, target=_child, args=(self._sender, function, job, title, folder, dict(environment or {}), alone)
-        )
+        self._receiver, self._sender = multiprocessing.Pipe(duplex=False)
+        self._content = (self._sender, function, job, title, folder, dict(environment or {}), alone)
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(PRELOADED)
+        self._process: BaseProcess = server.Process(name=title, target=_child, args=self._content)
 
     def send(self, number: int) -> None:
         """Send a signal to the process, or as soon as there is one."""
@@ -108,7 +108,7 @@ class JobProcess:
         Raises what the job raised (DgbenchError, Diverged, Interrupted); Interrupted also when it died of a signal from :meth:`send`;
         JobDied when it died otherwise or ran out of memory; for any other failure a DgbenchError that names the file with the trace.
         """
-        self._process.start()
+        self._start()
         self._sender.close()
         for number in self.sent:  # those that came before there was a process
             os.kill(self._process.pid or 0, number)
@@ -127,6 +127,17 @@ class JobProcess:
             raise Diverged(text)
         if kind == "error":
             raise DgbenchError(text)
+
+    def _start(self) -> None:
+        """Start the process, without the server where it cannot be reached any more: it listens in the temporary folder, which systems
+        empty of what is some days old."""
+        try:
+            self._process.start()
+        except FileNotFoundError:
+            self._process = multiprocessing.get_context("spawn").Process(
+                name=self.title, target=_child, args=self._content
+            )
+            self._process.start()
 
     def _receive(self) -> tuple[str, str] | None:
         """What the process sends at its end; None when it dies without a word."""
