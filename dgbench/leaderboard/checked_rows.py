@@ -44,9 +44,9 @@ def read_checked(evaluation: Path) -> "pa.Table":
     return cases
 
 
-def as_frame(cases: "pa.Table") -> "pd.DataFrame":
-    """Rows of :func:`read_checked`, of one run or of several together, for pandas, with text as it is."""
-    return to_frame(_as_typed(cases, _schema(coded=False)))
+def as_frame(cases: "pa.Table", *, coded: bool = False) -> "pd.DataFrame":
+    """Rows of :func:`read_checked`, of one run or of several together, for pandas, with text as it is or as categories."""
+    return to_frame(cases.unify_dictionaries() if coded else _as_typed(cases, _schema(coded=False)))
 
 
 def _as_typed(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":

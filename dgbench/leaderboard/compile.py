@@ -41,7 +41,7 @@ from dgbench.leaderboard.results import (
     Table,
 )
 from dgbench.leaderboard.rows import RowKey, retarget, row_labels, tuning_command
-from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
+from dgbench.leaderboard.run_results import Result, Results, cases_of, counts_of_one_seed, summaries
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 from dgbench.store.tiers import lowest_tier
@@ -260,7 +260,7 @@ def _statistics(
     complete = {label: row for label, row in complete.items() if not (row.imported and notes_on.repeated(row.centers))}
     if resolved is None or not complete:
         return None
-    folders = {
+    cells = {
         folder: (label, seed)
         for label, row in complete.items()
         for center in row.centers.values()
@@ -268,13 +268,10 @@ def _statistics(
         for folder in run.folders
         if seed in seeds
     }
-    cases = resolved[resolved["folder"].isin(list(folders)) & resolved["included"]]
-    folder = cases["folder"].cat.remove_unused_categories()
-    method, seed = ({folder: cell[place] for folder, cell in folders.items()} for place in (0, 1))
-    cases = cases.assign(method=folder.map(method), seed=folder.map(seed))
     baseline = next((label for label, row in complete.items() if row.is_baseline), None)
     imported = [label for label, row in complete.items() if row.imported]
     ranked = [label for label, row in complete.items() if is_ranked and not (row.control or row.imported)]
+    cases = cases_of(resolved, cells)
     return table_statistics(cases, baseline=baseline, ranked=ranked, imported=imported, metrics=METRICS)
 
 

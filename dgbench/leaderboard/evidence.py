@@ -65,11 +65,11 @@ def table_statistics(
     schemes: tuple[SchemeRanks, ...] = ()
     standing = rows[rows["method"].isin(list(ranked))]
     try:
+        scores = score_table(rows, "dsc", higher_is_better=True)
         if baseline is not None:
-            scores = score_table(rows, "dsc", higher_is_better=True)
             comparisons = {one.method: one for one in compare(scores, baseline)}
         if not standing.empty:
-            scores = score_table(standing, "dsc", higher_is_better=True)
+            scores = scores.only(ranked)
             places = {one.method: one for one in standings(scores)}
             if 1 < len(places) <= ROBUSTNESS_UP_TO:
                 defined = [metric for metric in metrics if metric != "dsc" and standing[metric].notna().all()]

@@ -7,7 +7,7 @@ view asked for. Everything else stays visible as a record with a reason.
 import multiprocessing
 import signal
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD, TARGET_INFORMED, Rule, choose_threshold
 from dgbench.protocol import Protocol
 from dgbench.store.cases import OFFICIAL_SETTING
-from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status
+from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status, run_paths
 from dgbench.store.foreign import rows_where
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
@@ -167,29 +167,28 @@ def read_records(
         if folder.parts[0] == protocol.name:
             problems[folder.as_posix()] = _below(root, error)
 
-    runs: list[RunFolder] = []
-    places: list[list[int]] = []
-    for run in iter_runs(root, note):
-        spec = run.spec
-        if spec.protocol.name == protocol.name and keep(spec):
-            shown = [place for place, view in enumerate(views) if _stands_in(spec, view, protocol)]
-            if shown:
-                runs.append(run)
-                places.append(shown)
     one_mask = replace(OFFICIAL, checkpoint=IMPORTED)
+    places: list[list[int]] = []
+
+    def asked() -> Iterator[tuple[RunFolder, list[View]]]:
+        """The runs that are wanted, each with the views that it stands in, whose places are kept."""
+        for run in iter_runs(root, note):
+            spec = run.spec
+            if spec.protocol.name == protocol.name and keep(spec):
+                shown = [place for place, view in enumerate(views) if _stands_in(spec, view, protocol)]
+                if shown:
+                    places.append(shown)
+                    yield run, [one_mask if spec.method.imported else views[place] for place in shown]
+
     read = partial(_record, protocol=protocol)
-    asked = [
-        [one_mask if run.spec.method.imported else views[place] for place in shown]
-        for run, shown in zip(runs, places, strict=True)
-    ]
-    processes = min(processes, len(runs) // RUNS_PER_PROCESS)
+    processes = min(processes, sum(1 for _ in run_paths(root)) // RUNS_PER_PROCESS)
     if processes < 2:
-        found = list(map(read, runs, asked))
+        found = [read(asking) for asking in asked()]
     else:
         context = multiprocessing.get_context("spawn")
         ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to tell
         with ProcessPoolExecutor(processes, context, signal.signal, ignore) as pool:
-            found = list(pool.map(read, runs, asked, chunksize=RUNS_AT_ONCE))
+            found = list(pool.map(read, asked(), chunksize=RUNS_AT_ONCE))  # those listed are read, others still listed
     records: list[list[Record]] = [[] for _ in views]
     for shown, ones in zip(places, found, strict=True):
         for place, record in zip(shown, ones, strict=True):
@@ -204,8 +203,9 @@ def _stands_in(spec: RunSpec, view: View, protocol: Protocol) -> bool:
     )
 
 
-def _record(run: RunFolder, views: Sequence[View], protocol: Protocol) -> list[Record]:
-    """The run in each of ``views``."""
+def _record(asked: tuple[RunFolder, Sequence[View]], protocol: Protocol) -> list[Record]:
+    """The run in each of the views."""
+    run, views = asked
     spec = run.spec
     record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
     try:

@@ -181,11 +181,14 @@ def _parts(differences: Mapping[str, FloatArray], rounding: FloatArray) -> tuple
             raise DgbenchError(f"bootstrap: {center} has {what} only, so its spread is unknown — add runs or cases")
         mean = array.mean(axis=(1, 2))
         by_seed, by_case = array.mean(axis=2) - mean[:, None], array.mean(axis=1) - mean[:, None]
-        residual = array - mean[:, None, None] - by_seed[:, :, None] - by_case[:, None, :]
+        residual = array - (by_case + mean[:, None])[:, None, :]
+        residual -= by_seed[:, :, None]  # in place, as the next line: there are as many as pairs of methods
         seeds = _part(f"{center}/seeds", by_seed.T / n_centers, rounding)
         patients = _part(f"{center}/patients", by_case.T / n_centers, rounding)
         parts += [seeds, patients]
-        twice = (residual**2).sum(axis=(1, 2)) / ((n_seeds - 1) * (n_cases - 1) * n_seeds * n_cases * n_centers**2)
+        twice = np.einsum("msc,msc->m", residual, residual) / (
+            (n_seeds - 1) * (n_cases - 1) * n_seeds * n_cases * n_centers**2
+        )
         seed_variance, patient_variance = _variance(seeds), _variance(patients)
         # both hold the residual's share, which is taken away once; the mean varies no less than through either alone
         total += np.maximum(seed_variance + patient_variance - twice, np.maximum(seed_variance, patient_variance))

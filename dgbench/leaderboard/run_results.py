@@ -88,6 +88,18 @@ class Results(NamedTuple):
         return _result(tuple(records), line)
 
 
+def cases_of(resolved: "pd.DataFrame", cells: Mapping[str, tuple[str, int]]) -> "pd.DataFrame":
+    """The included rows of the runs in ``cells``, by folder, with the ``method`` and the ``seed`` that these give."""
+    import numpy as np
+    import pandas as pd
+
+    rows = resolved[resolved["folder"].isin(list(cells)) & resolved["included"]]
+    folder = rows["folder"].cat.remove_unused_categories()
+    found, places = [cells[name] for name in folder.cat.categories], folder.cat.codes.to_numpy()
+    method, seed = pd.Categorical([name for name, _ in found]), np.array([seed for _, seed in found], dtype=np.int64)
+    return rows.assign(method=method[places], seed=seed[places])
+
+
 def counts_of_one_seed(single: Mapping[str, Result], protocol: Protocol) -> dict[str, Mapping[str, int]]:
     """The counts of a center from any of its runs, in-domain summed over its folds."""
     by_heldout = {result.records[0].spec.heldout: result.counts for result in single.values()}
@@ -121,5 +133,5 @@ def _together(rows: Mapping[str, "pa.Table"]) -> "pd.DataFrame":
     import pyarrow as pa
 
     codes = np.repeat(np.arange(len(rows)), [len(table) for table in rows.values()])
-    frame = as_frame(pa.concat_tables(rows.values()))
+    frame = as_frame(pa.concat_tables(rows.values()), coded=True)
     return frame.assign(folder=pd.Categorical.from_codes(codes, pd.Index(list(rows))))

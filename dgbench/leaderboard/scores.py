@@ -1,8 +1,9 @@
 """Per-case scores of comparable methods as arrays: the same cases and the same seeds for every method, or an error."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,15 @@ class ScoreTable:
     def centers(self) -> tuple[str, ...]:
         """The held-out centers."""
         return tuple(self.values)
+
+    def only(self, methods: Collection[str]) -> "ScoreTable":
+        """The same scores of ``methods`` alone, in the table's order."""
+        rows = [row for row, method in enumerate(self.methods) if method in methods]
+        return replace(
+            self,
+            methods=tuple(self.methods[row] for row in rows),
+            values={center: values[rows] for center, values in self.values.items()},
+        )
 
     def position(self, method: str) -> int:
         """The row of ``method``. Raises DgbenchError where it is not in the table."""
@@ -71,8 +81,6 @@ def score_table(rows: "pd.DataFrame", metric: str, *, higher_is_better: bool) ->
         DgbenchError: a column is missing, there is no row, a score is undefined, a pair is there twice, or a method lacks a
             (center, seed, case) that another one has.
     """
-    import pandas as pd
-
     lacking = [column for column in (*KEYS, metric) if column not in rows]
     if lacking:
         raise DgbenchError(f"scores: no column {', '.join(lacking)} — pass one row per method, center, seed and case")
@@ -85,24 +93,27 @@ def score_table(rows: "pd.DataFrame", metric: str, *, higher_is_better: bool) ->
             f"scores: {metric} is undefined for {_name(rows[undefined].iloc[0])} ({undefined.sum()} such rows) — "
             "apply a policy that defines it, and leave excluded cases out"
         )
-    twice = rows.duplicated(list(KEYS))
-    if twice.any():
-        raise DgbenchError(f"scores: {_name(rows[twice].iloc[0])} is there twice — select one run per cell")
-    method, methods = pd.factorize(rows["method"], sort=True)
-    seed, seeds = pd.factorize(rows["seed"], sort=True)
+    (method, methods), (center, centers), (seed, seeds) = (_coded(rows[key]) for key in KEYS[:3])
+    scores = rows[metric].to_numpy(np.float64)
     values: dict[str, FloatArray] = {}
-    for center, members in rows.groupby("center", sort=True).indices.items():
-        case, cases = pd.factorize(rows["case"].iloc[members], sort=True)
-        array = np.full((len(methods), len(seeds), len(cases)), np.nan)
-        array[method[members], seed[members], case] = rows[metric].iloc[members]
-        holes = np.argwhere(np.isnan(array))
-        if len(holes):
-            m, s, i = holes[0]
+    for place, name in enumerate(centers):
+        members = np.flatnonzero(center == place)
+        case, cases = _coded(rows["case"].iloc[members])
+        shape = (len(methods), len(seeds), len(cases))
+        cell = np.ravel_multi_index((method[members], seed[members], case), shape)
+        found = np.bincount(cell, minlength=math.prod(shape))
+        if (found > 1).any():
+            again = members[np.flatnonzero(found[cell] > 1)[1]]
+            raise DgbenchError(f"scores: {_name(rows.iloc[again])} is there twice — select one run per cell")
+        if holes := int((found == 0).sum()):
+            m, s, i = np.unravel_index(int((found == 0).argmax()), shape)
             raise DgbenchError(
-                f"scores: {methods[m]} has no {metric} for {center}, seed {seeds[s]}, case {cases[i]} "
-                f"({len(holes)} such holes) — pairs are compared whole: run what is missing or leave the method out"
+                f"scores: {methods[m]} has no {metric} for {name}, seed {seeds[s]}, case {cases[i]} "
+                f"({holes} such holes) — pairs are compared whole: run what is missing or leave the method out"
             )
-        values[str(center)] = array
+        array = np.empty(math.prod(shape))
+        array[cell] = scores[members]
+        values[str(name)] = array.reshape(shape)
     return ScoreTable(
         metric=metric,
         higher_is_better=higher_is_better,
@@ -110,6 +121,16 @@ def score_table(rows: "pd.DataFrame", metric: str, *, higher_is_better: bool) ->
         seeds=tuple(map(int, seeds)),
         values=values,
     )
+
+
+def _coded(column: "pd.Series") -> tuple[NDArray[np.intp], list[Any]]:
+    """The place of each value among all that are there, and these, sorted."""
+    import pandas as pd
+
+    codes, found = pd.factorize(column)
+    names = found.tolist()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return np.argsort(order)[codes], [names[place] for place in order]
 
 
 def _name(row: "pd.Series") -> str:

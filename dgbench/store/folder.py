@@ -327,6 +327,11 @@ def read_run(root: Path, path: Path) -> RunFolder:
     return RunFolder(root, expected, spec)
 
 
+def run_paths(root: Path) -> Iterator[Path]:
+    """What is named like a run under ``root``, in any order."""
+    return (path for path in root.glob("*/*/*/seed*") if _RUN_NAME.fullmatch(path.name))
+
+
 def iter_runs(root: Path, on_problem: Callable[[Path, DgbenchError], None] | None = None) -> Iterator[RunFolder]:
     """All runs under ``root`` in the order of their paths; none if there is no such folder.
 
@@ -334,8 +339,8 @@ def iter_runs(root: Path, on_problem: Callable[[Path, DgbenchError], None] | Non
     moved), is reported to ``on_problem``, by default to the log as a warning.
     """
     report = on_problem or _warn
-    for path in sorted(root.glob("*/*/*/seed*")):
-        if _RUN_NAME.fullmatch(path.name) is None or not path.is_dir():
+    for path in sorted(run_paths(root)):
+        if not path.is_dir():
             continue
         try:
             run = read_run(root, path)
