@@ -22,6 +22,7 @@ from functools import cache, partial
 from itertools import combinations
 from math import sqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,12 +62,17 @@ COLLAPSING = 0.1
 SKEW = 1.5
 """Shape of the gamma distribution of skewed patients: skewness 2/√1.5 = 1.6, about that of the phantom's records."""
 
+RECORDED, RECORDED_SEEDS = ("dualtask", "randconv"), (0, 1, 2)
+"""Methods and seeds of the committed records whose parts are taken for true: those with three seeds at every center."""
+RECORDS_OF = "records of "
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One cell of the grid; standard deviations in DSC points, of the difference between two methods.
 
-    ``patients``: ``normal``, ``skewed`` or ``records`` (drawn with replacement from the committed records' differences to erm).
+    ``patients``: ``normal``, ``skewed``, ``records`` (drawn with replacement from the committed records' differences to erm with one
+    seed) or ``records of METHOD`` (patients and residual drawn from what the committed records of that method show of each).
     ``loud``: the first center's seed part is larger by this factor. ``collapse``: a tenth of each method's trainings loses so many
     points. ``center``: method × center effect; it sums to zero over the centers unless ``new_centers``, where the claim is about
     centers that were not seen.
@@ -147,17 +153,6 @@ def dsc_of_records(seed: int) -> dict[tuple[str, str], pd.Series]:
 
 
 @cache
-def recorded_seed_spread() -> float:
-    """Standard deviation over seeds, in points, of the mean difference of dualtask to erm in the committed records with seeds 0 and 1,
-    root mean square over centers. The cases are the same with both seeds, so what is left of the residual is in it."""
-    means = [
-        {center: (dsc[center, "dualtask"] - dsc[center, "erm"]).mean() for center, method in dsc if method == "erm"}
-        for dsc in map(dsc_of_records, (0, 1))
-    ]
-    return round(100 * sqrt(np.mean([np.var([mean[center] for mean in means], ddof=1) for center in means[0]])), 2)
-
-
-@cache
 def recorded() -> tuple[FloatArray, ...]:
     """Per center, every method's per-patient difference to erm in the committed records, each centered: (methods, cases), in points.
 
@@ -175,6 +170,36 @@ def recorded() -> tuple[FloatArray, ...]:
     return tuple(found)
 
 
+class Components(NamedTuple):
+    """The parts of a method's difference to erm in the committed records, in points: standard deviations over centers together (root mean
+    square), and per center what was seen of patients (means over seeds) and of the residual, both scaled to a standard deviation of 1."""
+
+    seed: float
+    patient: float
+    residual: float
+    patients: tuple[FloatArray, ...]
+    residuals: tuple[FloatArray, ...]
+
+
+@cache
+def components(method: str) -> Components:
+    """Estimated from :data:`RECORDED_SEEDS` by the method of moments (two-way analysis of variance, negative estimates are 0)."""
+    by_seed = [dsc_of_records(seed) for seed in RECORDED_SEEDS]
+    variances, patients, residuals = [], [], []
+    for center in sorted({center for center, name in by_seed[0] if name == method}):
+        paired = np.stack([100 * (dsc[center, method] - dsc[center, "erm"]) for dsc in by_seed])
+        n_seeds, n_cases = paired.shape
+        of_seeds, of_cases = (paired.mean(axis=axis, keepdims=True) - paired.mean() for axis in (1, 0))
+        rest = paired - paired.mean() - of_seeds - of_cases
+        mean_square = (rest**2).sum() / ((n_seeds - 1) * (n_cases - 1))
+        between = of_seeds.var(ddof=1) - mean_square / n_cases, of_cases.var(ddof=1) - mean_square / n_seeds
+        variances.append((*(max(variance, 0.0) for variance in between), mean_square))
+        patients.append((of_cases / of_cases.std()).ravel())
+        residuals.append((rest / rest.std()).ravel())
+    seed, patient, residual = (round(float(np.sqrt(np.mean(part))), 2) for part in zip(*variances, strict=True))
+    return Components(seed, patient, residual, tuple(patients), tuple(residuals))
+
+
 def cells() -> Iterator[Cell]:
     """The whole grid."""
     for n_seeds in SEEDS:
@@ -184,7 +209,6 @@ def cells() -> Iterator[Cell]:
     spread = {
         "phantom": seed_spread(("sources",)),
         "phantom, all arms": seed_spread(("ceiling", "sources", "target")),
-        "records": recorded_seed_spread(),
     }
     patients = round(float(sqrt(np.mean([paired.var() for paired in recorded()]))), 2)
     for n_seeds in SEEDS:
@@ -196,6 +220,20 @@ def cells() -> Iterator[Cell]:
                         seed=round(times * seed, 2),
                         patient=patients,
                         patients="records",
+                        n_seeds=n_seeds,
+                        n_patients=n_patients,
+                    )
+    for n_seeds in SEEDS:
+        for n_patients in PATIENTS:
+            for method in RECORDED:
+                found = components(method)
+                for times, suffix in ((1, ""), (2, ", twice the seed spread")):
+                    yield Cell(
+                        name=f"{RECORDS_OF}{method}{suffix}",
+                        seed=round(times * found.seed, 2),
+                        patient=found.patient,
+                        residual=found.residual,
+                        patients=f"{RECORDS_OF}{method}",
                         n_seeds=n_seeds,
                         n_patients=n_patients,
                     )
@@ -219,7 +257,7 @@ def simulate(cell: Cell, n_tables: int, random: np.random.Generator) -> dict[str
         if cell.collapse:
             failed = random.random((2, *shape[:2], 1)) < COLLAPSING
             training += cell.collapse * (failed[0].astype(np.float64) - failed[1])
-        residual = cell.residual * random.standard_normal(shape)
+        residual = cell.residual * _residual(cell, place, shape, random)
         patients = _patients(cell, place, n_tables, random)
         found[f"center {place + 1}"] = effects[:, place, None, None] + training + patients + residual
     return found
@@ -232,9 +270,20 @@ def _patients(cell: Cell, place: int, n_tables: int, random: np.random.Generator
         differences = recorded()[place % len(recorded())]
         method = np.arange(n_tables)[:, None, None] % len(differences)
         return differences[method, random.integers(differences.shape[1], size=shape)]
+    if cell.patients.startswith(RECORDS_OF):
+        seen = components(cell.patients.removeprefix(RECORDS_OF)).patients
+        return cell.patient * random.choice(seen[place % len(seen)], size=shape)
     if cell.patients == "skewed":
         return cell.patient * (SKEW - random.gamma(SKEW, size=shape)) / sqrt(SKEW)
     return cell.patient * random.standard_normal(shape)
+
+
+def _residual(cell: Cell, place: int, shape: tuple[int, ...], random: np.random.Generator) -> FloatArray:
+    """The residual with a standard deviation of 1."""
+    if cell.patients.startswith(RECORDS_OF):
+        seen = components(cell.patients.removeprefix(RECORDS_OF)).residuals
+        return random.choice(seen[place % len(seen)], size=shape)
+    return random.standard_normal(shape)
 
 
 def measure(cell: Cell, n_tables: int = TABLES) -> dict[str, object]:

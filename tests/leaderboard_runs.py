@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -79,6 +80,7 @@ EMPTY_REFERENCE = {
 
 def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
     config, draws_factor = changes.pop("config", {}), changes.pop("draws_factor", 1)
+    version = changes.pop("version", 1)
     protocol = {
         "name": "phantom",
         "version": 1,
@@ -97,6 +99,7 @@ def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
         f"dgbench run --method {method} --protocol phantom --heldout {heldout} --preset bench --seed {seed}{extra}"
     )
     identity = [method, heldout, seed, config, draws_factor, protocol, centers, environment, extra, changes]
+    identity += [version] if version != 1 else []
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     values = {
         "schema": 1,
@@ -109,7 +112,7 @@ def spec_of(method: str, heldout: str, seed: int, **changes: Any) -> RunSpec:
         "support": ["NIH"],
         "method": {
             "name": method,
-            "version": 1,
+            "version": version,
             "title": method.upper(),
             "config": config,
             "draws_factor": draws_factor,
@@ -149,6 +152,16 @@ def add_run(
 
 def cell(center: str, *dsc: float) -> list[dict[str, Any]]:
     return [case_row(center, index, value) for index, value in enumerate(dsc)]
+
+
+def add_method(root: Path, method: str, gain: float, n_seeds: int, n_cases: int = 12, **changes: Any) -> None:
+    """Runs whose DSC differ from those of gain 0 by ``gain`` and a little noise of their own."""
+    noise = np.random.default_rng(len(method))
+    for position, center in enumerate(CENTERS):
+        hard = np.random.default_rng(position).uniform(0.2, 0.7, n_cases)
+        for seed in range(n_seeds):
+            dsc = np.clip(hard + gain + noise.normal(0, 0.01, n_cases), 0, 1)
+            add_run(root, method, center, seed, cases=cell(center, *map(float, dsc)), **changes)
 
 
 def compiled(root: Path, **options: Any) -> Compiled:

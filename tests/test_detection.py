@@ -44,6 +44,26 @@ def test_detection_counts_lesions_and_false_positives(tmp_path: Path) -> None:
     assert "FP per lesion-free case" in terminal(compiled(tmp_path))
 
 
+def test_a_failed_lesion_free_case_is_no_perfect_one(tmp_path: Path) -> None:
+    """Nothing was predicted for it: it is left out of the mean, and told."""
+    for center, judged in zip(CENTERS, (2, 1, 0), strict=True):
+        free = [
+            case_row(
+                "NIH", index, float("nan"), **EMPTY_REFERENCE, role="lesion-free", n_false_positive=4, failed=False
+            )
+            if index < judged
+            else case_row(
+                "NIH", index, float("nan"), **EMPTY_REFERENCE, role="lesion-free", n_false_positive=0, failed=True
+            )
+            for index in range(2)
+        ]
+        add_run(tmp_path, "erm", center, cases=[case_row(center, 0, 0.5), *free])
+    row = row_of(only_table(tmp_path), "erm")
+    found = {center: result.scores.get("false_positives_lesion_free") for center, result in row.centers.items()}
+    assert {center: score and score.mean for center, score in found.items()} == {"MSD": 4.0, "RENJI": 4.0, "RMYY": None}
+    assert "failed lesion-free cases (left out of their false positives) 3/6" in row.notes
+
+
 def test_distances_among_detected_know_no_constant(tmp_path: Path) -> None:
     for center in CENTERS:
         add_run(tmp_path, "erm", center, cases=[case_row(center, 0, 0.5), case_row(center, 1, 0.0, **EMPTY_PREDICTION)])

@@ -4,11 +4,9 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from leaderboard_runs import CENTERS, add_run, case_row, cell, compiled, only_table, terminal
+from leaderboard_runs import CENTERS, add_method, add_run, case_row, compiled, only_table, terminal
 
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.results import Table
@@ -18,16 +16,6 @@ from dgbench.leaderboard.statistics import Evidence
 @pytest.fixture(autouse=True)
 def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-def add_method(root: Path, method: str, gain: float, n_seeds: int, n_cases: int = 12, **changes: Any) -> None:
-    """Runs whose DSC differ from those of gain 0 by ``gain`` and a little noise of their own."""
-    noise = np.random.default_rng(len(method))
-    for position, center in enumerate(CENTERS):
-        hard = np.random.default_rng(position).uniform(0.2, 0.7, n_cases)
-        for seed in range(n_seeds):
-            dsc = np.clip(hard + gain + noise.normal(0, 0.01, n_cases), 0, 1)
-            add_run(root, method, center, seed, cases=cell(center, *map(float, dsc)), **changes)
 
 
 def board(root: Path, n_seeds: int) -> Table:

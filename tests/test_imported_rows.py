@@ -11,7 +11,7 @@ from prediction_sets import SAME, cube, of_arrays
 
 from dgbench.atomic import write_json
 from dgbench.leaderboard.compile import compile_runs
-from dgbench.leaderboard.evidence import table_statistics
+from dgbench.leaderboard.evidence import Family, table_statistics
 from dgbench.leaderboard.export import to_csv
 from dgbench.leaderboard.records import View
 from dgbench.leaderboard.sheets import to_markdown
@@ -157,7 +157,15 @@ def test_a_set_of_other_cases_costs_the_trained_rows_nothing() -> None:
         for method in ("erm", "randconv", "closed")
         for center in CENTERS
     )
-    found = table_statistics(frame, baseline="erm", ranked=["erm", "randconv"], imported=["closed"], metrics=["dsc"])
+    found = table_statistics(
+        frame,
+        families=[Family("erm", ("randconv",), claims=True)],
+        baseline="erm",
+        imported=["closed"],
+        ranked=["erm", "randconv"],
+        metrics=["dsc"],
+        claims=True,
+    )
     assert found is not None
     assert set(found.comparisons) == {"randconv"}
     assert found.notes[-1].startswith("no statistics of imported sets: scores: closed has no dsc for MSD")

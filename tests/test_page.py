@@ -172,7 +172,8 @@ def test_only_what_the_seeds_permit_is_shown(tmp_path: Path, seeds: int, grade: 
     assert ("no interval" in interval) == (grade == "smoke")
     assert ("[" in best.cells[place["DSC − erm"]].text) == (grade != "smoke")
     assert (best.cells[place["p (Holm)"]].key is not None) == (grade == "claim")
-    for header in ("rank interval", "P(best)", "tier"):
+    assert (best.cells[place["P(best)"]].key is not None) == (grade == "claim")
+    for header in ("rank interval", "tier"):
         assert (best.cells[place[header]].key is None) == (grade == "smoke")
     assert (shown.strip is None) == (grade == "smoke")
     assert best.cells[place["rank"]].text == ("1 (smoke)" if grade == "smoke" else "1")

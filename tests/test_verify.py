@@ -23,6 +23,16 @@ def records(tmp_path: Path) -> Path:
     return copy_records(tmp_path)
 
 
+def set_official(**values: float) -> Callable[[Path], None]:
+    """The official rows of a case, of both checkpoints, hold these values."""
+
+    def edit(rows: pd.DataFrame) -> pd.DataFrame:
+        rows.loc[official(rows), list(values)] = list(values.values())
+        return rows
+
+    return lambda record: change_rows(record, edit)
+
+
 def set_dsc(value: float, checkpoints: tuple[str, ...] = ("source-val", "last-step")) -> Callable[[Path], None]:
     def edit(rows: pd.DataFrame) -> pd.DataFrame:
         rows.loc[official(rows) & rows["checkpoint"].isin(checkpoints), "dsc"] = value
@@ -121,6 +131,8 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a DSC raised a little": (lambda record: change_rows(record, raise_dsc), "is no ratio of whole voxels"),
     "a DSC raised too far": (set_dsc(0.995), "case MSD/MSD_0001, F-Seg, last-step, threshold 0.5: dsc is larger than"),
     "a DSC above one": (set_dsc(1.2), "dsc is outside of 0 to 1"),
+    "an NSD of its own": (set_official(nsd=1.0), "nsd and hd95 contradict each other at 3 mm"),
+    "an ASSD of its own": (set_official(assd=0.02), "assd is smaller than nsd and hd95 allow"),
     "a DSC gone": (set_dsc(float("nan")), "dsc is missing"),
     "an official DSC raised": (set_dsc(0.5, ("source-val",)), "differs between source-val and last-step"),
     "a row removed": (

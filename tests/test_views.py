@@ -65,6 +65,8 @@ def test_an_oracle_says_so_and_has_no_ranks(name: str, five_seeds: Path) -> None
     assert table.statistics is not None
     assert table.statistics.standings == {}
     assert table.statistics.comparisons["randconv"].overall.interval is not None, "a difference may be shown"
+    assert table.statistics.comparisons["randconv"].p_holm is None, "and is no claim"
+    assert table.statistics.evidence == "row"
     for text in (to_markdown(leaderboard_sheets(made)), terminal(made)):
         assert words in text
         assert UNRANKED in text

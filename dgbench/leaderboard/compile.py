@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import notes as notes_on
 from dgbench.leaderboard import policies
+from dgbench.leaderboard.comparisons import statistics_of
 from dgbench.leaderboard.costs import RunCost, common_machine, row_cost
-from dgbench.leaderboard.evidence import TableStatistics, table_statistics
 from dgbench.leaderboard.records import (
     NO_THRESHOLD,
     OFFICIAL,
@@ -31,7 +30,6 @@ from dgbench.leaderboard.records import (
     refuse_partial,
 )
 from dgbench.leaderboard.results import (
-    METRICS,
     CenterResult,
     Compiled,
     CountedRun,
@@ -40,15 +38,11 @@ from dgbench.leaderboard.results import (
     Score,
     Table,
 )
-from dgbench.leaderboard.rows import RowKey, retarget, row_labels, tuning_command
-from dgbench.leaderboard.run_results import Result, Results, cases_of, counts_of_one_seed, summaries
+from dgbench.leaderboard.rows import RowKey, baseline_of, retarget, row_labels, tuning_command
+from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 from dgbench.store.tiers import lowest_tier
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 NOT_RUN = "not run"
 
@@ -147,7 +141,6 @@ def _table(
     rows: dict[RowKey, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.folder):
         rows.setdefault(RowKey.of(record.spec), []).append(record)
-    rows = dict(sorted(rows.items(), key=lambda item: item[0].devices))  # the baseline is the first of its name
     centers = _centers(records, protocol)
     plain = [record for record in records if not (record.spec.protocol.modified or record.spec.method.imported)]
     seeds = _seeds(plain or records)
@@ -155,7 +148,7 @@ def _table(
     heldouts = {center: protocol.heldouts_of(center) for center in centers}
     results = Results(single, resolved)
     costs = {key: _costs(members) for key, members in rows.items()}
-    baseline = next((costs[key] for key in rows if key.is_baseline), None)
+    baseline = baseline_of(rows)
     machine = common_machine(costs.values())
     ranked = (
         view.official and not protocol.folds and all(record.spec.protocol.ranked for record in plain) and bool(plain)
@@ -165,7 +158,8 @@ def _table(
     for key, members in rows.items():
         expected = _seeds(members) if key.modified or key.imported else seeds
         row, holes = _row(key, labels[key], members, results, heldouts, expected, view)
-        row = replace(row, cost=row_cost(costs[key], baseline, machine))
+        cost = row_cost(costs[key], costs[baseline] if baseline else None, machine)
+        row = replace(row, cost=cost, is_baseline=key == baseline)
         compiled.append(row)
         missing += [_damaged(hole, f"{protocol.name}/{hole.heldout}/{key.method}", problems) for hole in holes]
     one_run = counts_of_one_seed(single, protocol)
@@ -182,7 +176,7 @@ def _table(
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
-        statistics=_statistics(compiled, seeds, resolved, ranked),
+        statistics=statistics_of(compiled, seeds, resolved, claims=ranked),
     )
 
 
@@ -231,7 +225,8 @@ def _row(
         modified=key.modified,
         control=members[0].spec.method.draws_factor != 1,
         imported=key.imported,
-        is_baseline=key.is_baseline,
+        tuned=key.tuned,
+        is_baseline=False,
         seeds=tuple(seeds),
         centers=results_by_center,
         mean=mean,
@@ -249,30 +244,6 @@ def _row(
         ),
     )
     return row, missing
-
-
-def _statistics(
-    rows: Sequence[Row], seeds: Sequence[int], resolved: "pd.DataFrame | None", is_ranked: bool
-) -> TableStatistics | None:
-    """Of complete rows of the preset as it is with all ``seeds``; control rows, imported sets, and all rows of a table that is not ranked,
-    are compared and take no rank."""
-    complete = {row.label: row for row in rows if row.complete and not row.modified and set(seeds) <= set(row.seeds)}
-    complete = {label: row for label, row in complete.items() if not (row.imported and notes_on.repeated(row.centers))}
-    if resolved is None or not complete:
-        return None
-    cells = {
-        folder: (label, seed)
-        for label, row in complete.items()
-        for center in row.centers.values()
-        for seed, run in center.runs.items()
-        for folder in run.folders
-        if seed in seeds
-    }
-    baseline = next((label for label, row in complete.items() if row.is_baseline), None)
-    imported = [label for label, row in complete.items() if row.imported]
-    ranked = [label for label, row in complete.items() if is_ranked and not (row.control or row.imported)]
-    cases = cases_of(resolved, cells)
-    return table_statistics(cases, baseline=baseline, ranked=ranked, imported=imported, metrics=METRICS)
 
 
 def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:

@@ -4,14 +4,14 @@ The procedures are in :mod:`dgbench.leaderboard.statistics` and :mod:`dgbench.le
 leaderboard, and docs/statistics.md says what they mean.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.ranking import SchemeRanks, Standing, robustness, standings
-from dgbench.leaderboard.scores import score_table
+from dgbench.leaderboard.scores import ScoreTable, score_table
 from dgbench.leaderboard.statistics import Comparison, Evidence, center_note, compare, evidence
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ ROBUSTNESS_UP_TO = 40
 
 @dataclass(frozen=True, kw_only=True)
 class TableStatistics:
-    """``comparisons`` (row minus baseline) and ``standings`` by row label, of DSC in [0, 1]; ``notes`` say of what the intervals speak and
-    what is absent for which reason. ``robustness``: ranks under other schemes and metrics."""
+    """``comparisons`` (row minus its baseline) and ``standings`` by row label, of DSC in [0, 1]; ``notes`` say of what the intervals speak
+    and what is absent for which reason. ``robustness``: ranks under other schemes and metrics."""
 
     evidence: Evidence
     comparisons: Mapping[str, Comparison]
@@ -33,41 +33,51 @@ class TableStatistics:
     notes: tuple[str, ...]
 
 
+class Family(NamedTuple):
+    """Rows that are compared with one ``baseline``, by label; their p are adjusted among them. Without ``claims`` they have no p."""
+
+    baseline: str
+    members: tuple[str, ...]
+    claims: bool
+
+
 def table_statistics(
     rows: "pd.DataFrame",
     *,
+    families: Sequence[Family],
     baseline: str | None,
-    ranked: Collection[str],
     imported: Collection[str],
+    ranked: Collection[str],
     metrics: Collection[str],
+    claims: bool,
 ) -> TableStatistics | None:
     """Statistics of the rows of one table; None without a row that was trained.
 
     Args:
         rows: resolved case rows of complete rows (:func:`dgbench.leaderboard.policies.apply_policy`), included ones only, with ``method``
             (the row's label), ``center``, ``seed`` and ``case``.
-        baseline: the label of the row that others are compared with; None where there is none.
-        ranked: labels that take part in ranks; the others (control rows) are only compared with the baseline.
-        imported: labels of prediction sets. They are a family of their own: compared with the baseline too, p adjusted among them, so that
-            what is imported changes nothing in what is said of rows that were trained.
+        families: of rows that were trained; none where there is no baseline.
+        baseline: the label of the row that imported prediction sets are compared with; None where there is none.
+        imported: labels of prediction sets. They are a family of their own, so that what is imported changes nothing in what is said of
+            rows that were trained.
+        ranked: labels that take part in ranks; the others (rows with more draws) are only compared.
         metrics: for ranks by other metrics than DSC, the official one.
+        claims: whether the table may carry any, which one that is not ranked may not.
     """
     apart = rows["method"].isin(list(imported))
-    rows, sets = rows[~apart], rows[apart | (rows["method"] == baseline)]
-    if rows.empty:
+    trained = rows[~apart]
+    if trained.empty:
         return None
-    grade = evidence(rows["seed"].nunique())
-    notes = [center_note(rows["center"].nunique())]
-    if baseline is None:
+    notes = [center_note(trained["center"].nunique())]
+    if not families:
         notes.append("no complete row of the baseline to compare with")
     comparisons: dict[str, Comparison] = {}
     places: dict[str, Standing] = {}
     schemes: tuple[SchemeRanks, ...] = ()
-    standing = rows[rows["method"].isin(list(ranked))]
+    standing = trained[trained["method"].isin(list(ranked))]
     try:
-        scores = score_table(rows, "dsc", higher_is_better=True)
-        if baseline is not None:
-            comparisons = {one.method: one for one in compare(scores, baseline)}
+        scores = score_table(trained, "dsc", higher_is_better=True)
+        comparisons = _compared(scores, families)
         if not standing.empty:
             scores = scores.only(ranked)
             places = {one.method: one for one in standings(scores)}
@@ -81,10 +91,23 @@ def table_statistics(
         notes.append(f"no statistics: {error}")
     try:
         if baseline is not None and apart.any():
-            scores = score_table(sets, "dsc", higher_is_better=True)
-            comparisons |= {one.method: one for one in compare(scores, baseline)}
+            scores = score_table(rows[apart | (rows["method"] == baseline)], "dsc", higher_is_better=True)
+            comparisons |= _compared(scores, [Family(baseline, tuple(imported), claims)])
     except DgbenchError as error:
         notes.append(f"no statistics of imported sets: {error}")
     return TableStatistics(
-        evidence=grade, comparisons=comparisons, standings=places, robustness=schemes, notes=tuple(notes)
+        evidence=evidence(trained["seed"].nunique(), claims=claims),
+        comparisons=comparisons,
+        standings=places,
+        robustness=schemes,
+        notes=tuple(notes),
     )
+
+
+def _compared(scores: ScoreTable, families: Iterable[Family]) -> dict[str, Comparison]:
+    found = [
+        one
+        for family in families
+        for one in compare(scores.only((family.baseline, *family.members)), family.baseline, claims=family.claims)
+    ]
+    return {one.method: one for one in found}

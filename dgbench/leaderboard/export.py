@@ -11,7 +11,7 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.published import Published
-from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, QUARTILES, Compiled, Row, Score
+from dgbench.leaderboard.results import AMONG_DETECTED, COUNTS, DETECTION, METRICS, QUARTILES, Compiled, Row, Score
 from dgbench.leaderboard.sheets import BANNERS, REPORTED, Sheet, describe_policy, printable, units
 from dgbench.leaderboard.statistics import Difference
 from dgbench.leaderboard.tables import standing
@@ -170,7 +170,8 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
         difference = _csv_difference(one.centers[center]) if one else {}
         seeds = " ".join(map(str, result.finished_seeds))
-        scores = {**result.counts, **_csv_scores(result.scores), **difference}
+        counts = {count: result.counts.get(count) for count in COUNTS}
+        scores = {**counts, **_csv_scores(result.scores), **difference}
         yield {**shared, "center": center, "seeds": seeds, **scores, "notes": gap}
     if row.complete:
         found: dict[str, Any] = {"worst_center": row.worst, **_csv_cost(row.cost)}

@@ -14,7 +14,8 @@ def stamps(members: Sequence[Record]) -> tuple[str, ...]:
     """What must be said beside every number of a row made of ``members``."""
     if members[0].spec.method.imported:
         return ("imported, not trained under this protocol",)
-    found = [*members[0].spec.protocol.stamps, *members[0].spec.environment.stamps]
+    found = [*dict.fromkeys(stamp for run in members for stamp in run.spec.protocol.stamps)]
+    found += members[0].spec.environment.stamps
     if (factor := members[0].spec.method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
     if (tuned := members[0].spec.tuned) is not None and not members[0].spec.protocol.modified:
@@ -55,5 +56,9 @@ def counts(centers: Mapping[str, CenterResult]) -> list[str]:
     total: Counter[str] = Counter()
     for result in centers.values():
         total.update(result.counts)
-    words = {"n_empty_prediction": "empty predictions", "n_failed": "failed cases"}
-    return [f"{text} {total[count]}/{total['n']}" for count, text in words.items() if total[count]]
+    words = {
+        "n_empty_prediction": ("empty predictions", "n"),
+        "n_failed": ("failed cases", "n"),
+        "n_failed_lesion_free": ("failed lesion-free cases (left out of their false positives)", "n_lesion_free"),
+    }
+    return [f"{text} {total[count]}/{total[of]}" for count, (text, of) in words.items() if total[count]]

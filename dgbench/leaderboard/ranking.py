@@ -1,8 +1,9 @@
 """Who is best, and how sure that is: rank intervals, P(best), tiers, and ranks under other schemes and metrics.
 
 Sources: Wiesenfarth et al. 2021, Methods and open-source toolkit for analyzing and visualizing challenge results, Scientific Reports
-11 (ranking schemes, bootstrap ranks); Westfall and Young 1993, Resampling-Based Multiple Testing (max-T); Hsu 1996, Multiple Comparisons
-(comparison with the best).
+11 (ranking schemes, ranks in resamples); Westfall and Young 1993, Resampling-Based Multiple Testing (max-T); Hsu 1996, Multiple Comparisons
+(comparison with the best); Klein, Wright and Wieczorek 2020, A joint confidence region for an overall ranking of populations, Applied
+Statistics 69 (rank intervals from simultaneous intervals of differences).
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,9 @@ SCHEMES = ("aggregate-then-rank", "rank-then-aggregate", "test-then-rank")
 class Standing:
     """One method's place. ``rank``: 1 is best, equal means share a rank.
 
-    ``rank_interval``: bootstrap percentile interval of the rank, both ends included. ``p_best``: share of resamples in which the
-    method is best, ties split; sums to 1 over methods. ``tier``: 1 is best. All three are absent with one or two seeds.
+    ``rank_interval``: ranks that the simultaneous intervals leave possible, both ends included. ``tier``: 1 is best. Both are absent with
+    one or two seeds. ``p_best``: share of resamples in which the method is best, ties split; sums to 1 over methods; with five seeds and
+    more.
     """
 
     method: str
@@ -48,7 +50,7 @@ class Standing:
 class Pairwise:
     """All differences between methods with simultaneous intervals, each (methods, methods): row minus column.
 
-    ``half_width`` of 0 with a nonzero difference means a difference without any spread.
+    ``half_width`` of 0 with a nonzero difference means a difference without any spread; it is infinite where some resample leaves none.
     """
 
     difference: FloatArray
@@ -66,30 +68,40 @@ def standings(
 ) -> tuple[Standing, ...]:
     """Rank, rank interval, P(best) and tier of every method, in the table's order.
 
-    Ranks of all methods come from the same resamples of the same seeds and patients.
+    Ranks of all methods come from the same resamples of the same seeds and patients. All rank intervals hold at once: a method's rank is
+    above the number of those that are better with simultaneous confidence, and at most the number of those that are not worse.
 
     Args:
         table: scores of complete methods.
-        level: of the rank intervals and of the simultaneous intervals behind tiers, in (0, 1).
+        level: of the simultaneous intervals behind rank intervals and tiers, in (0, 1).
         n_resamples: B.
         seed: of the resampling.
 
     Raises:
         DgbenchError: a center has a single case while intervals are due.
     """
-    ranks = rank(_signed(table) * table.means())
-    if not evidence(len(table.seeds)).has_interval:
+    sign, grade = _signed(table), evidence(len(table.seeds))
+    ranks = rank(sign * table.means())
+    if not grade.has_interval:
         return tuple(
             Standing(method=method, rank=int(place), rank_interval=None, p_best=None, tier=None)
             for method, place in zip(table.methods, ranks, strict=True)
         )
     weights = _weights(table, n_resamples, seed)
-    result = bootstrap(table.differences(table.methods[0]), weights)
-    low, high, best = rank_distribution(_signed(table) * result.draws, level=level)
-    tier = tiers(_signed(table) * table.means(), simultaneous(table, level=level, weights=weights).differs)
+    pairs = simultaneous(table, level=level, weights=weights)
+    better = pairs.differs & (sign * pairs.difference > 0)
+    low, high = 1 + better.sum(axis=0), len(table.methods) - better.sum(axis=1)
+    best = p_best(sign * bootstrap(table.differences(table.methods[0]), weights).draws) if grade.has_p_value else None
+    tier = tiers(sign * table.means(), pairs.differs)
     return tuple(
-        Standing(method=method, rank=int(r), rank_interval=(int(a), int(b)), p_best=float(p), tier=int(t))
-        for method, r, a, b, p, t in zip(table.methods, ranks, low, high, best, tier, strict=True)
+        Standing(
+            method=method,
+            rank=int(ranks[row]),
+            rank_interval=(int(low[row]), int(high[row])),
+            p_best=None if best is None else float(best[row]),
+            tier=int(tier[row]),
+        )
+        for row, method in enumerate(table.methods)
     )
 
 
@@ -115,21 +127,15 @@ def rank(scores: FloatArray) -> NDArray[np.int64]:
     return ranks.reshape(scores.shape)
 
 
-def rank_distribution(
-    draws: FloatArray, *, level: float = LEVEL
-) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray]:
-    """Lower and upper rank and P(best) of each method.
+def p_best(draws: FloatArray) -> FloatArray:
+    """The share of resamples in which each method is best, (methods,); ties are split.
 
     Args:
         draws: resampled scores, higher is better, (resamples, methods).
-        level: of the percentile interval, in (0, 1).
     """
-    ranks = rank(draws)
-    tail = (1 - level) / 2
-    low, high = np.quantile(ranks, [tail, 1 - tail], axis=0, method="inverted_cdf").astype(np.int64)
-    first = ranks == 1
-    best: FloatArray = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
-    return low, high, best
+    first = rank(draws) == 1
+    shares: FloatArray = (first / first.sum(axis=1, keepdims=True)).mean(axis=0)
+    return shares
 
 
 def simultaneous(table: ScoreTable, *, level: float = LEVEL, weights: Weights | None = None) -> Pairwise:
@@ -159,10 +165,13 @@ def simultaneous(table: ScoreTable, *, level: float = LEVEL, weights: Weights | 
         estimate, variance, parts = moments({c: values[row] - values[rest] for c, values in table.values.items()})
         paired = {name: mean[:, [row]] - mean[:, rest] for name, mean in means.items()}
         result = assemble(estimate, variance, parts, paired, single)
-        difference[row, rest], error[row, rest] = result.estimate, result.standard_error
-        largest = np.maximum(largest, result.pivots.max(axis=1))
+        # nothing bounds a difference that some resample shifts and leaves without spread: it is told from no other, and widens none
+        endless = np.isinf(result.pivots.max(axis=0))
+        difference[row, rest] = result.estimate
+        error[row, rest] = np.where(endless, np.inf, result.standard_error)
+        largest = np.maximum(largest, result.pivots.max(axis=1, where=~endless, initial=0))
     value = float(critical_value(largest, level)) if count > 1 else 0.0
-    half = np.multiply(error, value, out=np.zeros_like(error), where=error > 0)
+    half = np.multiply(error, value, out=error.copy(), where=np.isfinite(error))
     return Pairwise(difference=difference - difference.T, half_width=half + half.T)
 
 

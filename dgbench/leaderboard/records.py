@@ -27,6 +27,7 @@ from dgbench.protocol import Protocol
 from dgbench.store.cases import OFFICIAL_SETTING
 from dgbench.store.folder import IMPORTED, SHARED_METHOD, RunFolder, RunSpec, Status, iter_runs, read_status, run_paths
 from dgbench.store.foreign import rows_where
+from dgbench.store.keys import diff
 from dgbench.store.manifest import MANIFEST, Manifest, Tier
 
 if TYPE_CHECKING:
@@ -89,12 +90,19 @@ def check_root(root: Path, protocol: Protocol) -> None:
         raise DgbenchError(f"--runs {root}: holds the runs of one protocol — name the folder above it")
 
 
+class _How(BaseModel):
+    """How an evaluation judged: the constants of the metrics, where it tells."""
+
+    metrics: dict[str, float] | None = None
+
+
 class _Evaluated(BaseModel):
     """What an evaluation's ``spec.json`` says about the weights and the cases it is of, and about the meaning of its numbers."""
 
     train_keys: dict[str, str]
     fingerprint: str
     numbers: int
+    how: _How = _How()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +239,12 @@ def _record(asked: tuple[RunFolder, Sequence[View]], protocol: Protocol) -> list
         other = sorted(stage for stage, key in evaluated.train_keys.items() if trained.get(stage) != key)
         if other:
             raise _NotCounted(f"evaluation is of other weights: {', '.join(other)}")
+        constants = protocol.metrics.model_dump(mode="json")
+        if evaluated.how.metrics is not None and (changes := diff(evaluated.how.metrics, constants)):
+            raise _NotCounted(
+                f"judged with other constants than protocol {protocol.name} has here ({'; '.join(changes)}) — the same command judges it "
+                "anew"
+            )
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
         record = replace(record, data={**record.data, **evaluation_data})
         cases = read_checked(run.evaluation)

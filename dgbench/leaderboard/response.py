@@ -1,5 +1,6 @@
 """Shift response: what methods score as one axis of the phantom grows, against what they score at the strength they were trained at."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -214,7 +215,8 @@ def _cells(response: Response, method: str) -> list[tuple[str, str]]:
         spread = f" ± {100 * by_seed[at].std(ddof=1):.1f}" if len(response.seeds) > 1 else ""
         words = "" if strength == response.neutral else _signed(change[at])
         if words and interval is not None:
-            words += f" [{_signed(interval[0][at])}, {_signed(interval[1][at])}]"
+            low, high = interval[0][at], interval[1][at]
+            words += f" [{_signed(low)}, {_signed(high)}]" if np.isfinite(high - low) else " [unbounded]"
         cells.append((f"{100 * by_seed[at].mean():.1f}{spread}", words))
     return cells
 
@@ -226,7 +228,7 @@ def _signed(value: float) -> str:
 
 
 def to_json(response: Response) -> dict[str, Any]:
-    """Everything with full precision, DSC in [0, 1]; None where there is no interval."""
+    """Everything with full precision, DSC in [0, 1]; None where there is no interval, or no bound."""
     return {
         "data": BANNERS["phantom"],
         "heading": list(response.heading),
@@ -253,6 +255,8 @@ def _method_json(response: Response, method: str) -> dict[str, Any]:
         "mean": response.curve(method).tolist(),
         "by_seed": response.by_seed(method).tolist(),
         "change": response.change(method).tolist(),
-        "interval": None if interval is None else [end.tolist() for end in interval],
+        "interval": None
+        if interval is None
+        else [[bound if math.isfinite(bound) else None for bound in end.tolist()] for end in interval],
         "centers": {center: response.curve(method, center).tolist() for center in response.centers},
     }

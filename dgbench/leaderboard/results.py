@@ -9,6 +9,7 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.records import View
+from dgbench.leaderboard.statistics import BASELINE
 from dgbench.store.manifest import Tier
 
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
@@ -24,6 +25,7 @@ QUARTILES = tuple(f"{metric}_{part}" for metric in policies.DISTANCES for part i
 """Median and interquartile range of the distances over cases, in mm: they are skewed, and a mean hides it."""
 
 COUNTS = ("n", "n_excluded", "n_empty_prediction", "n_failed")
+"""What is counted of the held-out cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +65,10 @@ class CenterResult:
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One method with one configuration; a ``control`` row had more draws than the protocol gives; of an ``imported`` one only masks are
-    known; with the ``is_baseline`` one the others are compared. ``mean`` is empty and ``worst`` ``None`` unless every center and seed is
-    there; ``cost`` is None where no run tells of it. ``stamps``, the first of the ``notes``, must be said beside every number of the row.
-    ``record`` is the lowest tier of its counted runs where all of them are submitted records."""
+    known; ``tuned`` says by how many trials, in words; with the ``is_baseline`` one the others are compared. ``mean`` is empty and
+    ``worst`` ``None`` unless every center and seed is there; ``cost`` is None where no run tells of it. ``stamps``, the first of the
+    ``notes``, must be said beside every number of the row. ``record`` is the lowest tier of its counted runs where all of them are
+    submitted records."""
 
     label: str
     method: str
@@ -74,6 +77,7 @@ class Row:
     modified: bool
     control: bool
     imported: bool
+    tuned: str | None
     is_baseline: bool
     seeds: tuple[int, ...]
     centers: Mapping[str, CenterResult]
@@ -128,6 +132,11 @@ class Table:
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
     statistics: TableStatistics | None
+
+    @property
+    def baseline(self) -> str:
+        """The label of the row that others are compared with, or would be."""
+        return next((row.label for row in self.rows if row.is_baseline), BASELINE)
 
     def only(self, row: Row) -> "Table":
         """The table with this row alone, and what it misses."""

@@ -65,11 +65,6 @@ class RowKey(NamedTuple):
     tuned: str | None = None
     devices: int = 1
 
-    @property
-    def is_baseline(self) -> bool:
-        """Whether other rows are compared with this one: the baseline as the protocol has it, neither modified nor tuned."""
-        return self.method == BASELINE and not self.modified and self.tuned is None
-
     @classmethod
     def of(cls, spec: RunSpec) -> "RowKey":
         """The row that a run belongs to."""
@@ -82,6 +77,13 @@ class RowKey(NamedTuple):
         config = json.dumps(spec.method.config, sort_keys=True)
         imported = spec.method.imported
         return cls(spec.method.name, spec.method.version, config, modified, overrides, imported, None, devices)
+
+
+def baseline_of(rows: Iterable[RowKey]) -> RowKey | None:
+    """The row that others are compared with: the baseline as the protocol has it, neither modified nor tuned; of several its latest
+    version, on the fewest devices."""
+    plain = [key for key in rows if key.method == BASELINE and not key.modified and key.tuned is None]
+    return min(plain, key=lambda key: (-key.version, key.devices, key.config), default=None)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:

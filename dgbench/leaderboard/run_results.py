@@ -54,17 +54,21 @@ def _result(records: tuple[Record, ...], line: Mapping[Any, Any]) -> Result:
     """Of the runs that the summary ``line`` is of."""
     means = {metric: float(line[f"{metric}_mean"]) for metric in (*METRICS, *AMONG_DETECTED)}
     means |= {name: float(line[name]) for name in QUARTILES}
-    return Result(records, means | _detection(records, line), {count: int(line[count]) for count in COUNTS})
+    free = [record.lesion_free for record in records if record.lesion_free is not None]
+    counts = {count: int(line[count]) for count in COUNTS}
+    counts["n_lesion_free"] = sum(len(rows) for rows in free)
+    counts["n_failed_lesion_free"] = sum(int(rows["failed"].to_numpy().sum()) for rows in free)
+    return Result(records, means | _detection(free, line), counts)
 
 
-def _detection(records: Sequence[Record], line: Mapping[Any, Any]) -> dict[str, float]:
-    """:data:`DETECTION` of runs from their summary; ``NaN`` where there is nothing to find, or no lesion-free case was evaluated."""
+def _detection(lesion_free: Sequence["pa.Table"], line: Mapping[Any, Any]) -> dict[str, float]:
+    """:data:`DETECTION` of runs from their summary and their rows of lesion-free cases, failed ones left out; ``NaN`` where there is
+    nothing to find, or no lesion-free case was judged."""
     free = [
         count
-        for record in records
-        if record.lesion_free is not None
-        for count in record.lesion_free["n_false_positive"].to_numpy().tolist()
-        if not math.isnan(count)
+        for rows in lesion_free
+        for count, failed in zip(rows["n_false_positive"].to_pylist(), rows["failed"].to_pylist(), strict=True)
+        if not failed and count is not None and not math.isnan(count)
     ]
     return {
         "sensitivity": line["n_lesions_found"] / line["n_lesions"] if line["n_lesions"] else math.nan,
@@ -86,18 +90,6 @@ class Results(NamedTuple):
         rows = self.resolved[self.resolved["folder"].isin([record.folder for record in records])]
         (line,) = policies.summarise(rows.assign(cell=0), by=["cell"]).to_dict("records")
         return _result(tuple(records), line)
-
-
-def cases_of(resolved: "pd.DataFrame", cells: Mapping[str, tuple[str, int]]) -> "pd.DataFrame":
-    """The included rows of the runs in ``cells``, by folder, with the ``method`` and the ``seed`` that these give."""
-    import numpy as np
-    import pandas as pd
-
-    rows = resolved[resolved["folder"].isin(list(cells)) & resolved["included"]]
-    folder = rows["folder"].cat.remove_unused_categories()
-    found, places = [cells[name] for name in folder.cat.categories], folder.cat.codes.to_numpy()
-    method, seed = pd.Categorical([name for name, _ in found]), np.array([seed for _, seed in found], dtype=np.int64)
-    return rows.assign(method=method[places], seed=seed[places])
 
 
 def counts_of_one_seed(single: Mapping[str, Result], protocol: Protocol) -> dict[str, Mapping[str, int]]:

@@ -31,7 +31,7 @@ class Evidence(StrEnum):
     """What a number of seeds permits a table to print.
 
     ``smoke`` (one or two): the difference, marked; no interval. ``row`` (three or four): the interval too, no p. ``claim`` (five and
-    more): everything.
+    more): everything. A table that is not ranked is at most ``row``: it carries no claim.
     """
 
     SMOKE = "smoke"
@@ -54,9 +54,9 @@ SEEDS_FOR_A_ROW = 3
 SEEDS_FOR_A_CLAIM = 5
 
 
-def evidence(n_seeds: int) -> Evidence:
-    """What ``n_seeds`` (at least 1) seeds in every cell permit."""
-    if n_seeds >= SEEDS_FOR_A_CLAIM:
+def evidence(n_seeds: int, *, claims: bool = True) -> Evidence:
+    """What ``n_seeds`` (at least 1) seeds in every cell permit, in a table that may carry ``claims``."""
+    if n_seeds >= SEEDS_FOR_A_CLAIM and claims:
         return Evidence.CLAIM
     return Evidence.ROW if n_seeds >= SEEDS_FOR_A_ROW else Evidence.SMOKE
 
@@ -87,10 +87,12 @@ def center_note(n_centers: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A mean difference in the metric's unit; ``interval`` is absent where the evidence does not carry one."""
+    """A mean difference in the metric's unit; ``interval`` is absent where the evidence does not carry one, and where resamples leave it
+    ``unbounded``: too many of them shift the difference and have no spread to measure it with."""
 
     mean: float
     interval: tuple[float, float] | None
+    unbounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ def compare(
     table: ScoreTable,
     baseline: str = BASELINE,
     *,
+    claims: bool = True,
     level: float = LEVEL,
     n_resamples: int = N_RESAMPLES,
     seed: int = SEED,
@@ -125,6 +128,7 @@ def compare(
     Args:
         table: scores of complete methods.
         baseline: the method that the others are compared with.
+        claims: whether the table may carry any (:func:`evidence`).
         level: of each interval, in (0, 1); intervals are not adjusted for the number of methods, ``p_holm`` is.
         n_resamples: B.
         seed: of the resampling; equal seeds give equal results.
@@ -137,7 +141,7 @@ def compare(
     differences = {center: array[others] for center, array in differences.items()}
     if not others:
         return ()
-    grade = evidence(len(table.seeds))
+    grade = evidence(len(table.seeds), claims=claims)
     overall, p = _differences(differences, grade, level, n_resamples, seed)
     by_center = {
         center: _differences({center: array}, grade, level, n_resamples, seed)[0]
@@ -170,8 +174,13 @@ def _differences(
     shapes = {center: array.shape[1:] for center, array in differences.items()}
     result = bootstrap(differences, resampling_weights(shapes, n_resamples=n_resamples, seed=seed))
     low, high = intervals(result, level=level)
-    found = zip(result.estimate, low, high, strict=True)
-    return [Difference(mean=float(mean), interval=(float(a), float(b))) for mean, a, b in found], p_values(result)
+    found = [
+        Difference(mean=float(mean), interval=(float(a), float(b)))
+        if np.isfinite(b - a)
+        else Difference(mean=float(mean), interval=None, unbounded=True)
+        for mean, a, b in zip(result.estimate, low, high, strict=True)
+    ]
+    return found, p_values(result)
 
 
 def holm(p: Sequence[float] | FloatArray) -> FloatArray:

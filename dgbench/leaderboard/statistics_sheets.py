@@ -4,7 +4,7 @@ from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.ranking import Standing
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet
-from dgbench.leaderboard.statistics import BASELINE, SMOKE, Comparison, Difference, Evidence
+from dgbench.leaderboard.statistics import SMOKE, Comparison, Difference, Evidence
 
 EVIDENCE = {
     Evidence.SMOKE: f"smoke — {SMOKE}; three make a row with intervals, five a claim",
@@ -19,7 +19,7 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
     alone."""
     places = ("rank", "rank interval", "P(best)", "tier") if table.ranked else ()
     columns = (
-        *("method", f"DSC − {BASELINE}", *(f"at {center}" for center in table.centers)),
+        *("method", f"DSC − {table.baseline}", *(f"at {center}" for center in table.centers)),
         *("p (Holm)", "effect size", *places),
     )
     lines = []
@@ -46,7 +46,7 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
             heading=(
                 f"Evidence: {EVIDENCE[found.evidence]}" if table.ranked else f"Differences: {UNRANKED}",
                 "difference of mean DSC in points with its 95 % interval (two-way bootstrap over seeds and patients, docs/statistics.md); "
-                f"effect size: Cohen's d_z over patients{'; rank 1 is best, control rows have none' if table.ranked else ''}",
+                f"effect size: Cohen's d_z over patients{'; rank 1 is best, rows with more draws have none' if table.ranked else ''}",
             ),
             columns=columns,
             rows=tuple(lines),
@@ -91,13 +91,18 @@ def difference_cells(one: Comparison | None) -> tuple[str, str]:
     """The difference of the mean over centers, and its adjusted p; blank where there is none."""
     if one is None:
         return BLANK, BLANK
-    return difference_text(one.overall), BLANK if one.p_holm is None else f"{one.p_holm:.3f}"
+    return difference_text(one.overall), BLANK if one.p_holm is None else p_text(one.p_holm)
+
+
+def p_text(p: float) -> str:
+    """Three decimals; never zero, which no number of resamples shows."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def difference_text(difference: Difference) -> str:
     """In points, with its interval where there is one."""
     mean = f"{100 * difference.mean:+.1f}"
     if difference.interval is None:
-        return mean
+        return f"{mean} [unbounded]" if difference.unbounded else mean
     low, high = (100 * bound for bound in difference.interval)
     return f"{mean} [{low:+.1f}, {high:+.1f}]"

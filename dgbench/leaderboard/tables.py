@@ -19,7 +19,7 @@ from dgbench.leaderboard.sheets import (
     points,
     units,
 )
-from dgbench.leaderboard.statistics import BASELINE, Evidence
+from dgbench.leaderboard.statistics import Evidence
 from dgbench.leaderboard.statistics_sheets import difference_cells, statistics_sheets
 from dgbench.leaderboard.thresholds import TARGET_INFORMED
 
@@ -135,7 +135,7 @@ def cost_sheet(table: Table) -> Sheet:
         "s per case",
         "s per round",
         "training s",
-        f"× {BASELINE}",
+        f"× {table.baseline}",
     )
     rows = [
         (
@@ -156,9 +156,9 @@ def cost_sheet(table: Table) -> Sheet:
         heading=(
             "Cost of the method's stages together, means over runs",
             "parameters, GFLOPs: the convention of the paper's Table VI, training network, one crop of each stage; deployed: what "
-            f"predicts; s per case: its stages, flips included; s per round: of the last stage; × {BASELINE}: median step time relative to "
-            f"the run of {BASELINE} with the same center and seed on the same kind of machine (median over pairs, least to "
-            "greatest)",
+            f"predicts; s per case: its stages, flips included; s per round: of the last stage; × {table.baseline}: median step time "
+            f"relative to the run of {table.baseline} with the same center and seed on the same kind of machine (median over pairs, least "
+            "to greatest)",
             times_text(table),
         ),
         columns=columns,
@@ -181,7 +181,7 @@ def imported_sheet(table: Table) -> Sheet:
     baseline where they have all seeds of the table."""
     metrics, counted = METRICS[1:], DETECTION[:2]
     found = table.statistics
-    against = (f"DSC − {BASELINE}", "p (Holm)") if found else ()
+    against = (f"DSC − {table.baseline}", "p (Holm)") if found else ()
     columns = (
         *("training", "system", *(f"DSC {center}" for center in table.centers), "mean DSC", *against),
         *(*(HEADERS[metric] for metric in metrics), "sensitivity", "FP per case", "cost", "seeds", NOTES),
@@ -205,7 +205,7 @@ def imported_sheet(table: Table) -> Sheet:
             "one mask per case: setting F-Seg, no threshold and no checkpoint to choose, whatever the view above; what they were trained "
             "on, with which budget and at what cost is not known here",
             *(
-                (f"DSC − {BASELINE}: of sets that have all seeds of the table; p is adjusted among the sets",)
+                (f"DSC − {table.baseline}: of sets that have all seeds of the table; p is adjusted among the sets",)
                 if found
                 else ()
             ),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dgbench.atomic import read_json
 from dgbench.data.splits import heldout_parts
 from dgbench.errors import DgbenchError
-from dgbench.evaluation.metrics import CaseMetrics
+from dgbench.evaluation.metrics import TOLERANCE_SLACK_MM, CaseMetrics
 from dgbench.protocol import ResolvedProtocol
 from dgbench.store.cases import CASE_COLUMNS
 from dgbench.store.folder import IMPORTED, RunFolder
@@ -46,7 +46,7 @@ def check_rows(record: Record, resolved: ResolvedProtocol) -> "pd.DataFrame":
             names = sorted(set(COLUMNS) ^ set(frame.columns)) or ["their order"]
             raise DgbenchError(f"columns differ from those of this version: {', '.join(names)}")
         _check_cases(frame, record, resolved)
-        for message, wrong in _impossible(frame):
+        for message, wrong in _impossible(frame, resolved.protocol.metrics.nsd_tolerance_mm):
             if wrong.any():
                 raise DgbenchError(f"{_row(frame, wrong)}: {message}")
         _check_reference(frame)
@@ -119,8 +119,11 @@ def _views(record: Record, resolved: ResolvedProtocol) -> list[tuple[str, str, f
     ]
 
 
-def _impossible(frame: "pd.DataFrame") -> Iterator[tuple[str, Mask]]:
-    """What no row may be, and which rows are. A failed case counts as an empty prediction and has no numbers."""
+def _impossible(frame: "pd.DataFrame", tolerance_mm: float) -> Iterator[tuple[str, Mask]]:
+    """What no row may be, and which rows are. A failed case counts as an empty prediction and has no numbers.
+
+    Of n ≥ 2 distances, pooled over both surfaces, at most 0.95 + 0.05/n are below their 95th percentile, and at least 0.05 (n−1)/n are not.
+    """
 
     def column(name: str) -> Any:
         return frame[name].to_numpy()
@@ -157,6 +160,11 @@ def _impossible(frame: "pd.DataFrame") -> Iterator[tuple[str, Mask]]:
         bound = 2 * np.minimum(reference, prediction) / (reference + prediction)
     yield "dsc is larger than its volumes allow", both & (dsc > bound + 1e-9)
     yield "dsc and the surface distances contradict each other", both & ((dsc == 1) != (column("assd") == 0))
+    nsd, assd, hd95 = column("nsd"), column("assd"), column("hd95")
+    far = np.where(nsd == 1, np.maximum(hd95, column("hd95_max")), hd95) > tolerance_mm + 2 * TOLERANCE_SLACK_MM
+    yield f"nsd and hd95 contradict each other at {tolerance_mm:g} mm", both & far & (nsd > 0.975 + ROUNDING)
+    least = np.maximum((1 - nsd) * tolerance_mm, 0.025 * hd95)
+    yield "assd is smaller than nsd and hd95 allow", both & (assd < least * (1 - ROUNDING))
     yield "a lesion was found without overlap", made & (dsc == 0) & (lesions[1] > 0)
 
 

@@ -77,7 +77,7 @@ def draw(board: Board, options: Options) -> Drawing:
     notes = [f"not drawn, without a rank: {', '.join(others)}"] if others else []
     seeds = ", ".join(map(str, board.table.seeds))
     footer = [
-        "line: 95 % interval of the rank (bootstrap over seeds and patients); filled: rank of the mean over seeds; rings: rank in each "
+        "line: ranks that the simultaneous 95 % intervals leave possible; filled: rank of the mean over seeds; rings: rank in each "
         f"seed alone ({seeds}), larger for several; methods of one tier are not told apart",
         *notes,
     ]

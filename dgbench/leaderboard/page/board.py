@@ -11,7 +11,7 @@ from dgbench.leaderboard.ranking import Standing
 from dgbench.leaderboard.results import METRICS, Row, Score, Table, seed_means
 from dgbench.leaderboard.sheets import BLANK, HEADERS, number, points
 from dgbench.leaderboard.statistics import BASELINE, Comparison
-from dgbench.leaderboard.statistics_sheets import difference_text
+from dgbench.leaderboard.statistics_sheets import difference_text, p_text
 from dgbench.leaderboard.tables import RECORDS, center_cell, detection_cell, rank_cell
 from dgbench.store.tiers import TIERS
 
@@ -105,7 +105,7 @@ def board(table: Table) -> Board:
 
 def _columns(table: Table) -> tuple[Column, ...]:
     accuracy, other = "DSC, points", "Other metrics, mean over centers"
-    difference, standing, detection, cost = f"Difference to {BASELINE}", "Standing", "Detection", "Cost"
+    difference, standing, detection, cost = f"Difference to {table.baseline}", "Standing", "Detection", "Cost"
     overlaps = policies.OVERLAPS
     return (
         Column(header="rank", group="", title="official rank by mean DSC; only ranked rows have one"),
@@ -115,12 +115,21 @@ def _columns(table: Table) -> tuple[Column, ...]:
         Column(header="seeds", group=accuracy, falling=True, title="mean over centers of each seed; tick: their mean"),
         *(Column(header=center, group=accuracy, falling=True, title=f"held out: {center}") for center in table.centers),
         Column(header="worst center", group=accuracy, falling=True),
-        Column(header=f"DSC − {BASELINE}", group=difference, falling=True, title="points, with the 95 % interval"),
+        Column(
+            header=f"DSC − {table.baseline}", group=difference, falling=True, title="points, with the 95 % interval"
+        ),
         Column(header="interval", group=difference, falling=True, title="the same, drawn; sorted by the lower end"),
         Column(header="p (Holm)", group=difference, title="adjusted for all methods that are compared"),
         Column(header="effect size", group=difference, falling=True, title="Cohen's d_z over patients"),
-        Column(header="rank interval", group=standing, title="middle 95 % of the bootstrap ranks"),
-        Column(header="P(best)", group=standing, falling=True, title="share of resamples in which it is first"),
+        Column(
+            header="rank interval", group=standing, title="ranks that the simultaneous 95 % intervals leave possible"
+        ),
+        Column(
+            header="P(best)",
+            group=standing,
+            falling=True,
+            title="share of resamples in which it is first; from five seeds up",
+        ),
         Column(header="tier", group=standing, title="methods of one tier are not told apart"),
         *(
             Column(header=HEADERS[m] + ("" if m in overlaps else ", mm"), group=other, falling=m in overlaps)
@@ -134,7 +143,7 @@ def _columns(table: Table) -> tuple[Column, ...]:
         Column(header="GFLOPs", group=cost, title="convention of the paper's Table VI"),
         Column(header="s per case", group=cost, title="inference, flips included"),
         Column(
-            header=f"training × {BASELINE}",
+            header=f"training × {table.baseline}",
             group=cost,
             title="median step time, pairwise on the same kind of machine (least to greatest)",
         ),
@@ -214,18 +223,18 @@ def _difference(row: Row, one: Comparison | None, scale: Scale | None) -> tuple[
     return (
         Cell(text=difference_text(one.overall), key=mean),
         Cell(text="", key=scaled[0] if scaled else mean, mark=interval_mark(mean, scaled, scale)),
-        EMPTY if one.p_holm is None else Cell(text=f"{one.p_holm:.3f}", key=one.p_holm),
+        EMPTY if one.p_holm is None else Cell(text=p_text(one.p_holm), key=one.p_holm),
         EMPTY if one.effect_size is None else Cell(text=f"{one.effect_size:+.2f}", key=one.effect_size),
     )
 
 
 def _standing(place: Standing | None) -> tuple[Cell, ...]:
-    if place is None or place.rank_interval is None or place.p_best is None or place.tier is None:
+    if place is None or place.rank_interval is None or place.tier is None:
         return (EMPTY, EMPTY, EMPTY)
     low, high = place.rank_interval
     return (
         Cell(text=f"{low} to {high}", key=low + high / 10_000),
-        Cell(text=f"{place.p_best:.2f}", key=place.p_best),
+        EMPTY if place.p_best is None else Cell(text=f"{place.p_best:.2f}", key=place.p_best),
         Cell(text=str(place.tier), key=place.tier),
     )
 

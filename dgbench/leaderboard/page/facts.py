@@ -19,12 +19,12 @@ THRESHOLDS = {
 }
 RULE = (
     "One or two seeds are smoke: they show that a method runs, and carry no interval. Three or four make a row: intervals, rank intervals "
-    "and tiers, no p. Five or more make a claim: everything, with p after Holm. What the seeds do not permit is not printed."
+    "and tiers, no p. Five or more make a claim: everything, with p after Holm and P(best). What the seeds do not permit is not printed."
 )
 PERMITS = {
     Evidence.SMOKE: "No interval, no p, no tier: an order in this table may be chance.",
     Evidence.ROW: "Intervals, rank intervals and tiers; no p, no claim of a difference.",
-    Evidence.CLAIM: "Intervals, Holm-adjusted p, rank intervals and tiers.",
+    Evidence.CLAIM: "Intervals, Holm-adjusted p, rank intervals, P(best) and tiers.",
 }
 
 

@@ -12,8 +12,7 @@ from dgbench.leaderboard.page.facts import table_title
 from dgbench.leaderboard.page.gallery import Gallery
 from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Row, Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
-from dgbench.leaderboard.statistics import BASELINE
-from dgbench.leaderboard.statistics_sheets import difference_text
+from dgbench.leaderboard.statistics_sheets import difference_text, p_text
 from dgbench.leaderboard.tables import center_cell, cost_sheet, missing_sheet, rank_cell
 from dgbench.registry import BrokenMethod
 
@@ -111,13 +110,14 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
     if one is not None:
         facts[f"Difference to {one.baseline}"] = difference_text(one.overall) + " points"
         if one.p_holm is not None:
-            facts["p (Holm)"] = f"{one.p_holm:.3f}"
+            facts["p (Holm)"] = p_text(one.p_holm)
         if one.effect_size is not None:
             facts["Effect size"] = f"{one.effect_size:+.2f}"
-    if place is not None and place.rank_interval is not None and place.p_best is not None:
+    if place is not None and place.rank_interval is not None:
         facts["Rank interval"] = "{} to {}".format(*place.rank_interval)
-        facts["P(best)"] = f"{place.p_best:.2f}"
         facts["Tier"] = str(place.tier)
+    if place is not None and place.p_best is not None:
+        facts["P(best)"] = f"{place.p_best:.2f}"
     if row.record is not None:
         facts["Record"] = row.record
     if row.notes:
@@ -129,7 +129,7 @@ def _evidence(table: Table, row: Row) -> str:
     if not table.ranked:
         return f"none: {UNRANKED}"
     if row.imported and not (table.statistics and row.label in table.statistics.comparisons):
-        return f"none: not compared with {BASELINE}"
+        return f"none: not compared with {table.baseline}"
     return table.statistics.evidence.value if table.statistics and row.complete else "none: no complete row"
 
 
@@ -138,7 +138,7 @@ def _centers(table: Table, row: Row) -> Sheet:
     columns = (
         "held-out center",
         *(HEADERS[metric] for metric in METRICS),
-        f"DSC − {BASELINE}",
+        f"DSC − {one.baseline if one else table.baseline}",
         "cases",
         "empty",
         "failed",

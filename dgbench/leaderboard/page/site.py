@@ -18,7 +18,6 @@ from dgbench.leaderboard.page.methods import method_pages
 from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import Compiled, Table
 from dgbench.leaderboard.sheets import BANNERS, NOTES, Sheet, printable
-from dgbench.leaderboard.statistics import BASELINE
 from dgbench.leaderboard.statistics_sheets import statistics_sheets
 from dgbench.leaderboard.tables import (
     cost_sheet,
@@ -189,7 +188,7 @@ def _sheets(table: Table) -> dict[str, Any]:
     statistics = statistics_sheets(table, table.statistics) if table.statistics else []
     if statistics:  # the grade stands above the table already
         standings = ", and standings" if table.ranked else ""
-        titled = (f"Differences to {BASELINE}, center by center{standings}", *statistics[0].heading[1:])
+        titled = (f"Differences to {table.baseline}, center by center{standings}", *statistics[0].heading[1:])
         statistics[0] = replace(statistics[0], heading=titled)
     return {
         "notes": table.statistics.notes if table.statistics else (),
