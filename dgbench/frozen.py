@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dgbench.errors import DgbenchError
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?|.*\.", re.IGNORECASE)
+"""Names that cannot be those of folders there: devices, and those that end with a dot."""
 
 
 def check_name(name: str, what: str) -> str:
@@ -15,6 +17,8 @@ def check_name(name: str, what: str) -> str:
         raise DgbenchError(
             f"{what} {name!r} cannot be used: letters, digits, '_', '-' and '.' only, at most 64, starting with a letter or digit"
         )
+    if _OF_WINDOWS.fullmatch(name):
+        raise DgbenchError(f"{what} {name!r} cannot be used: no folder can have this name on Windows")
     return name
 
 

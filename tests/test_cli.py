@@ -255,6 +255,8 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(
         (["--threshold", "1"], "--threshold 1: a threshold lies between 0 and 1"),
         (["--format", "xml"], "'xml' is not one of"),
         (["--runs", __file__], "is a file"),
+        (["--runs", ""], "Invalid value for '--runs': names no folder"),
+        (["--runs", "n" * 300], "cannot be a path here (File name too long) — choose a shorter one"),
     ],
 )
 def test_a_mistaken_leaderboard(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

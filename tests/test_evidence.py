@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from leaderboard_runs import CENTERS, add_method, add_run, case_row, compiled, only_table, terminal
+from leaderboard_runs import CENTERS, PROTOCOL, add_method, add_run, case_row, compiled, only_table, terminal
 
 from dgbench.leaderboard.export import to_csv, to_json
+from dgbench.leaderboard.page.facts import evidence_words, table_facts
+from dgbench.leaderboard.paper_tables import paper_table, paper_table_sheets
+from dgbench.leaderboard.records import View
 from dgbench.leaderboard.results import Table
-from dgbench.leaderboard.statistics import Evidence
+from dgbench.leaderboard.statistics import SMOKE, Evidence
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,20 @@ def test_without_a_baseline_nothing_is_compared_and_the_page_says_so(tmp_path: P
     assert "no complete row of the baseline to compare with" in terminal(compiled(tmp_path))
 
 
+@pytest.mark.parametrize("n_seeds", [1, 2, 3])
+def test_smoke_is_said_in_every_view_and_format(tmp_path: Path, n_seeds: int) -> None:
+    for method in ("erm", "better"):
+        add_method(tmp_path, method, 0.0, n_seeds)
+    for view in (View(), View(policy="paper")):
+        made = compiled(tmp_path, view=view)
+        for text in (terminal(made), to_csv(made), to_json(made), "".join(table_facts(made, made.tables[0]).values())):
+            assert (SMOKE in text) == (n_seeds < 3)
+    sheets = paper_table_sheets(paper_table("VI", PROTOCOL), {"F-Seg": compiled(tmp_path)})
+    assert any(SMOKE in line for sheet in sheets for line in sheet.heading) == (n_seeds < 3)
+    rows = csv.DictReader(line for line in to_csv(compiled(tmp_path)).splitlines() if not line.startswith("#"))
+    assert {row["evidence"] for row in rows if row["status"] == "ranked"} == {"smoke" if n_seeds < 3 else "row"}
+
+
 def test_what_permits_no_statistics_is_a_note_and_not_an_error(tmp_path: Path) -> None:
     for method in ("erm", "other"):
         add_method(tmp_path, method, 0.0, 3, n_cases=1)
@@ -78,6 +95,11 @@ def test_what_permits_no_statistics_is_a_note_and_not_an_error(tmp_path: Path) -
     assert table.statistics is not None
     assert any(note.startswith("no statistics: ") for note in table.statistics.notes)
     assert all(row.complete for row in table.rows)
+    assert table.statistics.evidence is None, "three seeds are no evidence where one case tells nothing of patients"
+    assert "Evidence: none" in terminal(compiled(tmp_path))
+    assert json.loads(to_json(compiled(tmp_path)))["tables"][0]["statistics"]["evidence"] is None
+    assert ",row," not in to_csv(compiled(tmp_path))
+    assert (evidence_words(table) or {})["grade"] == "none"
 
 
 def test_a_table_without_a_complete_row_has_no_statistics(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ def test_a_bad_folder_is_refused_and_nothing_written(
     ("changes", "message"),
     [
         ({"name": "erm"}, "--name erm: is a method of this benchmark"),
+        ({"name": "ERM"}, "--name ERM: is a method of this benchmark"),
         ({"name": "a/b"}, "--name 'a/b' cannot be used"),
         ({"heldout": "DELTA"}, "unknown held-out center 'DELTA'"),
         ({"preset": "none"}, "unknown preset 'none'"),

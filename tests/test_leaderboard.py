@@ -111,9 +111,20 @@ def test_a_row_names_the_seeds_that_it_has(two_seeds: Path) -> None:
         index for index, column in enumerate(leaderboard_sheets(compiled(two_seeds))[0].columns) if column == "seeds"
     ]
     assert {row[1]: row[place] for row in leaderboard_sheets(compiled(two_seeds))[0].rows}["saml"] == "1"
+    told = {row["label"]: row for row in json.loads(to_json(compiled(two_seeds)))["tables"][0]["rows"]}
+    assert (told["saml"]["seeds"], told["saml"]["seeds_owed"]) == ([1], [0, 1])
     lines = csv.DictReader(line for line in to_csv(compiled(two_seeds)).splitlines() if not line.startswith("#"))
     found = {line["center"]: line["seeds"] for line in lines if line["status"] == "incomplete"}
     assert found == {"MSD": "1", "RENJI": "", "RMYY": ""}
+
+
+def test_a_cell_that_no_run_can_fill_has_no_command(tmp_path: Path) -> None:
+    for center in CENTERS:
+        changes = EMPTY_REFERENCE if center == "MSD" else {}
+        add_run(tmp_path, "erm", center, cases=[case_row(center, 0, float("nan") if changes else 0.5, **changes)])
+    (hole,) = only_table(tmp_path).missing
+    assert (hole.reason, hole.command) == ("no case left to average: policy default excludes all 1", "")
+    assert "MSD none counted" in to_markdown(leaderboard_sheets(compiled(tmp_path)))
 
 
 def test_every_hole_says_why(tmp_path: Path) -> None:

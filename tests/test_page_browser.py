@@ -185,6 +185,7 @@ def test_everything_has_a_name(tab: Browser, page: Path, name: str) -> None:
         "region",
         "search",
         "heading",
+        "table",
         "columnheader",
         "rowheader",
     }

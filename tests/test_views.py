@@ -101,8 +101,9 @@ def test_counterparts_of_the_papers_tables_say_it_too(five_seeds: Path, capsys: 
     assert len(shown) == 7
     assert shown[0] == r"dualtask\_bl"
     assert call([*arguments, "IV"]) == 0
-    assert "start with: dgbench run --protocol phantom-in-domain --method erm" in capsys.readouterr().out.replace(
-        "\\", ""
+    assert (
+        "start with: dgbench run --protocol phantom-in-domain --method erm --heldout MSD-fold0"
+        in capsys.readouterr().out.replace("\\", "")
     )
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, render. Importing it imports no torch, monai, mlflow, optuna or pandas."""
 
+import errno
 import os
 import signal
 import sys
@@ -10,6 +11,8 @@ from dgbench.atomic import DISK_FULL
 from dgbench.errors import DgbenchError, Interrupted
 
 INTERRUPTED = 130
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system answers when something can be no path."""
 TRACE = "DGBENCH_TRACE"
 """Environment variable: set to 1, a fault of our own ends with its trace instead of one line."""
 
@@ -84,6 +87,10 @@ def call(arguments: list[str]) -> int:
             _unheard()
             return _fail(
                 f"{error.filename or 'output'}: cannot be written ({error.strerror}) — make room and call again"
+            )
+        if isinstance(error, OSError) and error.errno in NO_NAME:
+            return _fail(
+                f"{str(error.filename)[:60]}…: cannot be a path here ({error.strerror}) — choose a shorter one"
             )
         if os.environ.get(TRACE) == "1":
             raise

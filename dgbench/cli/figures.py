@@ -33,7 +33,7 @@ def figures(
         typer.Option(
             "--only",
             metavar="NAME,...",
-            help="overlays, embedding, centroids, failures, cost, curves; default: all.",
+            help="overlays, embedding, centroids, failures, cost, ranks, curves; default: all.",
         ),
     ] = None,
     by: Annotated[

@@ -158,7 +158,7 @@ def methods_of(text: str) -> list[str]:
 
     if text == "all":
         return [entry.name for entry in discover().values() if not isinstance(entry, BrokenMethod)]
-    return [name.strip() for name in text.split(",")]
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
 def heldouts_of(protocol: "Protocol", text: str) -> list[str]:

@@ -106,7 +106,7 @@ def imported_key(name: str, heldout: str, seed: int, content: str, evaluation: M
 def check_system(name: str) -> None:
     """Raise DgbenchError if ``name`` cannot be that of an imported system: no folder name, or the name of a method."""
     check_name(name, "--name")
-    if name in discover():
+    if name.casefold() in {method.casefold() for method in discover()}:  # one folder where disks tell no case
         raise DgbenchError(f"--name {name}: is a method of this benchmark — give the imported system a name of its own")
 
 

@@ -28,6 +28,7 @@ from dgbench.leaderboard.records import (
     comparable_groups,
     read_records,
     refuse_partial,
+    start_command,
 )
 from dgbench.leaderboard.results import (
     CenterResult,
@@ -39,7 +40,7 @@ from dgbench.leaderboard.results import (
     Table,
 )
 from dgbench.leaderboard.rows import RowKey, baseline_of, retarget, row_labels, tuning_command
-from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
+from dgbench.leaderboard.run_results import NOTHING_LEFT, Result, Results, counts_of_one_seed, summaries
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 from dgbench.store.tiers import lowest_tier
@@ -111,6 +112,7 @@ def compile_views(
                 nsd_tolerance_mm=protocol.metrics.nsd_tolerance_mm,
                 tables=tables,
                 problems=tuple(problems.values()),
+                start=start_command(protocol, preset, root),
             )
         )
     return compiled
@@ -257,6 +259,7 @@ def _hole(label: str, cell: list[Record], members: list[Record], center: str, he
     latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
     reason = latest.reason if latest and latest.reason else NOT_RUN
     command = latest.spec.command if latest else _command_for(members, heldout, seed)
+    command = "" if reason.startswith(NOTHING_LEFT) else command
     return Missing(label=label, center=center, heldout=heldout, seed=seed, reason=reason, command=command)
 
 

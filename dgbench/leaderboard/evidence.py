@@ -24,9 +24,10 @@ ROBUSTNESS_UP_TO = 40
 @dataclass(frozen=True, kw_only=True)
 class TableStatistics:
     """``comparisons`` (row minus its baseline) and ``standings`` by row label, of DSC in [0, 1]; ``notes`` say of what the intervals speak
-    and what is absent for which reason. ``robustness``: ranks under other schemes and metrics."""
+    and what is absent for which reason. ``evidence`` is None where the cases permit no statistics. ``robustness``: ranks under other
+    schemes and metrics."""
 
-    evidence: Evidence
+    evidence: Evidence | None
     comparisons: Mapping[str, Comparison]
     standings: Mapping[str, Standing]
     robustness: tuple[SchemeRanks, ...]
@@ -74,6 +75,7 @@ def table_statistics(
     comparisons: dict[str, Comparison] = {}
     places: dict[str, Standing] = {}
     schemes: tuple[SchemeRanks, ...] = ()
+    grade: Evidence | None = evidence(trained["seed"].nunique(), claims=claims)
     standing = trained[trained["method"].isin(list(ranked))]
     try:
         scores = score_table(trained, "dsc", higher_is_better=True)
@@ -88,6 +90,7 @@ def table_statistics(
             elif len(places) > ROBUSTNESS_UP_TO:
                 notes.append(f"ranks under other schemes: for at most {ROBUSTNESS_UP_TO} rows")
     except DgbenchError as error:
+        grade = None
         notes.append(f"no statistics: {error}")
     try:
         if baseline is not None and apart.any():
@@ -96,7 +99,7 @@ def table_statistics(
     except DgbenchError as error:
         notes.append(f"no statistics of imported sets: {error}")
     return TableStatistics(
-        evidence=evidence(trained["seed"].nunique(), claims=claims),
+        evidence=grade,
         comparisons=comparisons,
         standings=places,
         robustness=schemes,

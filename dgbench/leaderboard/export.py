@@ -51,7 +51,7 @@ def to_json(compiled: Compiled, published: Published | None = None) -> str:
 
 def _row_json(row: Row) -> dict[str, Any]:
     """Without the commands of its runs: they name folders of a machine, and runs and their records shall give one table."""
-    content = {**asdict(row), "complete": row.complete}
+    content = {**asdict(row), "complete": row.complete, "seeds": row.counted_seeds, "seeds_owed": row.seeds}
     for center in content["centers"].values():
         for run in center["runs"].values():
             del run["commands"]
@@ -166,6 +166,8 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
     one = statistics.comparisons.get(row.label) if statistics else None
     place = statistics.standings.get(row.label) if statistics else None
     shared = {"status": status, "rank": row.rank, "method": row.label, "record": row.record}
+    if row.complete and is_ranked and statistics and (one or not row.imported):
+        shared["evidence"] = statistics.evidence
     for center, result in row.centers.items():
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
         difference = _csv_difference(one.centers[center]) if one else {}
@@ -175,8 +177,6 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
         yield {**shared, "center": center, "seeds": seeds, **scores, "notes": gap}
     if row.complete:
         found: dict[str, Any] = {"worst_center": row.worst, **_csv_cost(row.cost)}
-        if is_ranked and statistics and (one or not row.imported):
-            found["evidence"] = statistics.evidence
         if one:
             found |= {**_csv_difference(one.overall), "p_holm": one.p_holm, "effect_size": one.effect_size}
         if place:

@@ -12,7 +12,7 @@ from dgbench.leaderboard.published import Published
 from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table, runs_text
 from dgbench.leaderboard.sheets import BANNERS, BLANK, IN_DOMAIN, NOTES, REPORTED, Sheet, describe_policy, number, units
 from dgbench.leaderboard.statistics import BASELINE
-from dgbench.leaderboard.tables import center_cell, missing_sheet, oracle_text, times_text
+from dgbench.leaderboard.tables import center_cell, missing_sheet, oracle_text, smoke_text, times_text
 from dgbench.protocol import Protocol, load_protocol, protocol_names
 
 METRICS = ("dsc", "asd", "hd95")
@@ -112,9 +112,7 @@ def paper_table_sheets(
     if not sheets:
         methods = f" of {', '.join(wanted.methods)}" if wanted.methods else ""
         where = f"protocol {first.protocol}, no runs{methods} in {', '.join(wanted.settings)} yet"
-        start = (
-            f"dgbench run --protocol {first.protocol} --method {(wanted.methods or (BASELINE,))[0]} --heldout CENTER"
-        )
+        start = first.start.replace(f"--method {BASELINE}", f"--method {(wanted.methods or (BASELINE,))[0]}")
         line = f"Counterpart of Table {wanted.name}: {where} — start with: {start}"
         sheets.append(Sheet(heading=(BANNERS[first.kind], line)))
     sheets += beside
@@ -145,6 +143,7 @@ def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) 
             describe_policy(compiled.policy),
             f"dgbench {', '.join(one.dgbench)}; {runs_text(compiled, one, wanted.methods)}; data {one.data}",
             f"{oracle_text(view, list(tables))}A counterpart, not ranked",
+            *filter(None, [smoke_text(one)]),
             *((IN_DOMAIN,) if compiled.folds else ()),
             *((times_text(one),) if wanted.with_cost and any(row.cost for row in one.rows) else ()),
             units(compiled.nsd_tolerance_mm),

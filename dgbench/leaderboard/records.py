@@ -5,6 +5,7 @@ view asked for. Everything else stays visible as a record with a reason.
 """
 
 import multiprocessing
+import shlex
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,13 +74,19 @@ RUNS_AT_ONCE = 50
 """Runs that a process is given at a time: what an interruption waits for."""
 
 
+def start_command(protocol: Protocol, preset: str | None, root: Path) -> str:
+    """The command of a first run of ``protocol``, into ``root`` unless that holds runs already, as the records of others."""
+    words = ["dgbench", "run", "--protocol", protocol.name, "--method", BASELINE, "--heldout", protocol.heldouts[0]]
+    words += ["--preset", preset] if preset else []
+    words += ["--data", "DIR"] if protocol.kind == "patient" else []
+    words += ["--runs", str(root)] if root != Path("runs") and not any(run_paths(root)) else []
+    return shlex.join(words)
+
+
 def check_root(root: Path, protocol: Protocol) -> None:
     """Raise DgbenchError where ``root`` is no folder that could hold runs of ``protocol``; an empty one could."""
     if not root.exists():
-        raise DgbenchError(
-            f"--runs {root}: no such folder — start with: dgbench run --protocol {protocol.name} --method {BASELINE} "
-            f"--heldout {protocol.heldouts[0]}"
-        )
+        raise DgbenchError(f"--runs {root}: no such folder — start with: {start_command(protocol, None, root)}")
     if not root.is_dir():
         raise DgbenchError(f"--runs {root}: is a file — name the folder of the runs")
     if (

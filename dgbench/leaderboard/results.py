@@ -95,10 +95,14 @@ class Row:
         return bool(self.mean)
 
     @property
-    def seeds_text(self) -> str:
+    def counted_seeds(self) -> tuple[int, ...]:
         """The seeds of which a run is counted; ``seeds`` are all that the row owes."""
-        counted = [seed for seed in self.seeds if any(seed in center.runs for center in self.centers.values())]
-        return ", ".join(map(str, counted)) or "none"
+        return tuple(seed for seed in self.seeds if any(seed in center.runs for center in self.centers.values()))
+
+    @property
+    def seeds_text(self) -> str:
+        """The counted seeds."""
+        return ", ".join(map(str, self.counted_seeds)) or "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,8 @@ class Table:
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``first_seeds``
-    where runs with later seeds were left out; ``problems``: folders that cannot be read. NSD is at ``nsd_tolerance_mm``."""
+    where runs with later seeds were left out; ``problems``: folders that cannot be read. NSD is at ``nsd_tolerance_mm``. ``start`` is the
+    command of a first run."""
 
     protocol: str
     kind: Literal["phantom", "patient"]
@@ -157,6 +162,7 @@ class Compiled:
     nsd_tolerance_mm: float
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
+    start: str
 
 
 def seeds_text(compiled: Compiled, table: Table) -> str:

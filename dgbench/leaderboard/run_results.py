@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+NOTHING_LEFT = "no case left to average"
+"""How the reason begins of a run whose cases a policy excludes: no other run would fill its cell."""
+
+
 class Result(NamedTuple):
     """The means of one counted run, or of those of all folds of a center together, and their counts."""
 
@@ -41,7 +45,7 @@ def summaries(
             continue
         result = _result((record,), line)
         if math.isnan(result.means["dsc"]):
-            reasons[record.folder] = f"no case left to average: policy {policy.name} excludes all {int(line['n'])}"
+            reasons[record.folder] = f"{NOTHING_LEFT}: policy {policy.name} excludes all {int(line['n'])}"
         else:
             results[record.folder] = result
     counted = [

@@ -12,6 +12,7 @@ EVIDENCE = {
     Evidence.CLAIM: "claim — five seeds or more",
 }
 """What so many seeds permit one to say."""
+NO_EVIDENCE = "none — the cases permit no statistics, for the reason below"
 
 
 def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
@@ -44,7 +45,9 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
     sheets = [
         Sheet(
             heading=(
-                f"Evidence: {EVIDENCE[found.evidence]}" if table.ranked else f"Differences: {UNRANKED}",
+                f"Evidence: {EVIDENCE[found.evidence] if found.evidence else NO_EVIDENCE}"
+                if table.ranked
+                else f"Differences: {UNRANKED}",
                 "difference of mean DSC in points with its 95 % interval (two-way bootstrap over seeds and patients, docs/statistics.md); "
                 f"effect size: Cohen's d_z over patients{'; rank 1 is best, rows with more draws have none' if table.ranked else ''}",
             ),

@@ -19,7 +19,7 @@ from dgbench.leaderboard.sheets import (
     points,
     units,
 )
-from dgbench.leaderboard.statistics import Evidence
+from dgbench.leaderboard.statistics import Evidence, smoke_stamp
 from dgbench.leaderboard.statistics_sheets import difference_cells, statistics_sheets
 from dgbench.leaderboard.thresholds import TARGET_INFORMED
 
@@ -46,7 +46,7 @@ def leaderboard_sheets(compiled: Compiled, published: Published | None = None) -
         if table.missing:
             sheets.append(missing_sheet(table))
     if not sheets:
-        start = f"no runs yet — start with: dgbench run --protocol {compiled.protocol} --method erm --heldout CENTER"
+        start = f"no runs yet — start with: {compiled.start}"
         sheets.append(Sheet(heading=(BANNERS[compiled.kind], f"Leaderboard {compiled.protocol}: {start}")))
     if compiled.problems:
         heading = f"Run folders that cannot be read and are not counted ({len(compiled.problems)})"
@@ -95,7 +95,7 @@ def rank_cell(table: Table, row: Row) -> str:
     """The rank; with too few seeds to know its interval it is marked."""
     if row.rank is None:
         return BLANK
-    smoke = table.statistics is not None and not table.statistics.evidence.has_interval
+    smoke = table.statistics is not None and table.statistics.evidence is Evidence.SMOKE
     return f"{row.rank} ({Evidence.SMOKE})" if smoke else str(row.rank)
 
 
@@ -231,7 +231,7 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
         f"{center} {table.n_cases[center]}"
         + (f" ({table.n_excluded[center]} excluded)" if table.n_excluded[center] else "")
         if center in table.n_cases
-        else f"{center} not evaluated"
+        else f"{center} none counted"
         for center in table.centers
     )
     lines = [
@@ -263,7 +263,17 @@ def troubles(table: Table) -> str:
 
 
 def standing(compiled: Compiled, table: Table) -> str:
-    """Whether the table is a ranking, and if not, why."""
+    """Whether the table is a ranking, and if not, why; with so few seeds that its order may be chance, that too."""
+    smoke = smoke_text(table)
+    return f"{_ranking(compiled, table)}{f'; {smoke}' if smoke else ''}"
+
+
+def smoke_text(table: Table) -> str | None:
+    """What must be said of rows that were trained with one or two seeds."""
+    return smoke_stamp(len(table.seeds)) if any(not row.imported for row in table.rows) else None
+
+
+def _ranking(compiled: Compiled, table: Table) -> str:
     oracle = oracle_text(compiled.view)
     if compiled.folds:
         return f"{oracle}{table.preset}, not ranked; {IN_DOMAIN}"

@@ -181,7 +181,7 @@ def load_board(
         problem = f"; {compiled.problems[0]}" if compiled.problems else ""
         raise DgbenchError(
             f"--runs {root}: no finished run of {wanted} in setting {view.setting}{problem} — "
-            f"start with: dgbench run --protocol {protocol.name} --method erm --heldout {protocol.heldouts[0]}"
+            f"start with: {compiled.start}"
         )
     presets = sorted({table.preset for table in there})
     if len(presets) > 1:

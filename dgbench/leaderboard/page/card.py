@@ -86,7 +86,7 @@ def _parser() -> MarkdownIt:
 
 
 def _table_open(self: Any, *_: Any) -> str:
-    return '<div class="scroll" tabindex="0" role="region" aria-label="table of the card"><table>\n'
+    return '<div class="scroll" tabindex="0" role="region" aria-label="table of the card"><table aria-label="table of the card">\n'
 
 
 def _table_close(self: Any, *_: Any) -> str:

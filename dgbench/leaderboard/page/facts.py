@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dgbench.leaderboard.results import Compiled, Table, runs_text
 from dgbench.leaderboard.sheets import UNRANKED, describe_policy, units
 from dgbench.leaderboard.statistics import Evidence
-from dgbench.leaderboard.statistics_sheets import EVIDENCE
+from dgbench.leaderboard.statistics_sheets import EVIDENCE, NO_EVIDENCE
 from dgbench.leaderboard.tables import standing, troubles
 
 SELECTION = {
@@ -35,7 +35,7 @@ def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
         f"{center} {table.n_cases[center]}"
         + (f" ({table.n_excluded[center]} excluded)" if table.n_excluded[center] else "")
         if center in table.n_cases
-        else f"{center} not evaluated"
+        else f"{center} none counted"
         for center in table.centers
     )
     threshold = THRESHOLDS.get(view.threshold_text, f"{view.threshold_text} for all")
@@ -67,6 +67,8 @@ def evidence_words(table: Table) -> Mapping[str, str] | None:
     if table.statistics is None:
         return None
     grade = table.statistics.evidence
+    if grade is None:
+        return {"grade": "none", "words": NO_EVIDENCE, "permits": "No interval, no p, no tier.", "rule": RULE}
     if not table.ranked:
         return {"grade": grade.value, "words": UNRANKED, "permits": "Differences with their intervals.", "rule": RULE}
     return {"grade": grade.value, "words": EVIDENCE[grade], "permits": PERMITS[grade], "rule": RULE}

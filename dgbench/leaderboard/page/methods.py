@@ -12,7 +12,7 @@ from dgbench.leaderboard.page.facts import table_title
 from dgbench.leaderboard.page.gallery import Gallery
 from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Row, Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
-from dgbench.leaderboard.statistics_sheets import difference_text, p_text
+from dgbench.leaderboard.statistics_sheets import NO_EVIDENCE, difference_text, p_text
 from dgbench.leaderboard.tables import center_cell, cost_sheet, missing_sheet, rank_cell
 from dgbench.registry import BrokenMethod
 
@@ -130,7 +130,9 @@ def _evidence(table: Table, row: Row) -> str:
         return f"none: {UNRANKED}"
     if row.imported and not (table.statistics and row.label in table.statistics.comparisons):
         return f"none: not compared with {table.baseline}"
-    return table.statistics.evidence.value if table.statistics and row.complete else "none: no complete row"
+    if table.statistics is None or not row.complete:
+        return "none: no complete row"
+    return table.statistics.evidence.value if table.statistics.evidence else NO_EVIDENCE
 
 
 def _centers(table: Table, row: Row) -> Sheet:

@@ -178,9 +178,8 @@ def _index(
         for table in compiled.tables
     ]
     reported = published_sheet(published, compiled.view.setting) if published is not None else None
-    start = f"dgbench run --protocol {compiled.protocol} --method erm --heldout CENTER"
     return environment.get_template("index.html").render(
-        tables=tables, reported=reported, problems=compiled.problems, centers=centers, start=start, up=""
+        tables=tables, reported=reported, problems=compiled.problems, centers=centers, start=compiled.start, up=""
     )
 
 
