@@ -157,9 +157,8 @@ def assemble(
         # the variance of the mean that this resample would be given: its own units' spread, n−1 in the divisor
         squares = counts @ (deviations.astype(counts.dtype, copy=False) ** 2 / count)
         own = squares - mean**2
-        own[own <= 4 * count * np.finfo(own.dtype).eps * squares] = (
-            0  # rounding of the sums: the resample drew equal units throughout
-        )
+        rounding = 4 * count * np.finfo(own.dtype).eps * squares
+        own[own <= rounding] = 0  # the resample drew equal units throughout
         spread += own / (count - 1)
     return Bootstrap(
         estimate=estimate,
