@@ -17,7 +17,7 @@ appended as cells complete, and the same call goes on where it stopped.
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from itertools import combinations
 from math import sqrt
@@ -205,38 +205,26 @@ def cells() -> Iterator[Cell]:
     for n_seeds in SEEDS:
         for n_patients in PATIENTS:
             for profile in PROFILES:
-                yield Cell(**{**asdict(profile), "n_seeds": n_seeds, "n_patients": n_patients})
-    spread = {
-        "phantom": seed_spread(("sources",)),
-        "phantom, all arms": seed_spread(("ceiling", "sources", "target")),
-    }
+                yield replace(profile, n_seeds=n_seeds, n_patients=n_patients)
     patients = round(float(sqrt(np.mean([paired.var() for paired in recorded()]))), 2)
+    seen = [
+        Cell(name="phantom", seed=seed_spread(("sources",)), patient=patients, patients="records"),
+        Cell(
+            name="phantom, all arms",
+            seed=seed_spread(("ceiling", "sources", "target")),
+            patient=patients,
+            patients="records",
+        ),
+    ]
+    for method in RECORDED:
+        parts, name = components(method), f"{RECORDS_OF}{method}"
+        seen.append(Cell(name=name, seed=parts.seed, patient=parts.patient, residual=parts.residual, patients=name))
     for n_seeds in SEEDS:
         for n_patients in PATIENTS:
-            for name, seed in spread.items():
-                for times, suffix in ((1, ""), (2, ", twice the seed spread")):
-                    yield Cell(
-                        name=name + suffix,
-                        seed=round(times * seed, 2),
-                        patient=patients,
-                        patients="records",
-                        n_seeds=n_seeds,
-                        n_patients=n_patients,
-                    )
-    for n_seeds in SEEDS:
-        for n_patients in PATIENTS:
-            for method in RECORDED:
-                found = components(method)
-                for times, suffix in ((1, ""), (2, ", twice the seed spread")):
-                    yield Cell(
-                        name=f"{RECORDS_OF}{method}{suffix}",
-                        seed=round(times * found.seed, 2),
-                        patient=found.patient,
-                        residual=found.residual,
-                        patients=f"{RECORDS_OF}{method}",
-                        n_seeds=n_seeds,
-                        n_patients=n_patients,
-                    )
+            for one in seen:
+                cell = replace(one, n_seeds=n_seeds, n_patients=n_patients)
+                yield cell
+                yield replace(cell, name=f"{cell.name}, twice the seed spread", seed=round(2 * cell.seed, 2))
     common = partial(Cell, seed=3, patient=18, residual=12)
     yield common(name="one center alone", n_centers=1)
     yield Cell(name="one center alone, seeds only", n_centers=1, seed=5)
