@@ -180,3 +180,8 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_names_are_kept_in_order() -> None:
     assert check_names("curves, overlays") == ("overlays", "curves")
     assert check_names(None) == tuple(FIGURES)
+
+
+def test_the_help_names_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["figures", "--help"]) == 0
+    assert ", ".join(FIGURES) in " ".join(capsys.readouterr().out.split())

@@ -11,6 +11,7 @@ import pytest
 from training_fixtures import Mini
 
 from dgbench.cli.options import protocol_name
+from dgbench.cli.sweep import methods_of
 from dgbench.data.phantom import write_phantom
 from dgbench.errors import DgbenchError
 from dgbench.launch import execute as execution
@@ -148,6 +149,10 @@ def test_the_official_view_cannot_be_left_out() -> None:
     for override in ({"thresholds": "[0.4]"}, {"checkpoints": "[last-step]"}):
         with pytest.raises(DgbenchError, match="the official ranking is of these"):
             load_protocol("phantom").resolve("bench", override)
+
+
+def test_a_method_that_is_named_twice_is_one() -> None:
+    assert methods_of("erm, randconv,erm") == ["erm", "randconv"]
 
 
 def test_a_command_can_be_pasted(mini: Mini) -> None:

@@ -11,8 +11,6 @@ from dgbench.atomic import DISK_FULL
 from dgbench.errors import DgbenchError, Interrupted
 
 INTERRUPTED = 130
-NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
-"""What the system answers when something can be no path."""
 TRACE = "DGBENCH_TRACE"
 """Environment variable: set to 1, a fault of our own ends with its trace instead of one line."""
 
@@ -88,7 +86,7 @@ def call(arguments: list[str]) -> int:
             return _fail(
                 f"{error.filename or 'output'}: cannot be written ({error.strerror}) — make room and call again"
             )
-        if isinstance(error, OSError) and error.errno in NO_NAME:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             return _fail(
                 f"{str(error.filename)[:60]}…: cannot be a path here ({error.strerror}) — choose a shorter one"
             )

@@ -227,20 +227,13 @@ def detection_cell(metric: str, score: Score | None) -> str:
 
 def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]:
     view = compiled.view
-    cases = ", ".join(
-        f"{center} {table.n_cases[center]}"
-        + (f" ({table.n_excluded[center]} excluded)" if table.n_excluded[center] else "")
-        if center in table.n_cases
-        else f"{center} none counted"
-        for center in table.centers
-    )
     lines = [
         BANNERS[compiled.kind],
         f"Leaderboard {compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
         f"setting {view.setting}, "
         f"threshold {view.threshold_text}, checkpoint {view.checkpoint}",
         describe_policy(compiled.policy),
-        f"dgbench {', '.join(table.dgbench)}; {runs_text(compiled, table)}; cases {cases}; {troubles(table)}; "
+        f"dgbench {', '.join(table.dgbench)}; {runs_text(compiled, table)}; cases {cases_text(table)}; {troubles(table)}; "
         f"data {table.data}",
         standing(compiled, table),
         units(compiled.nsd_tolerance_mm),
@@ -251,6 +244,17 @@ def _heading(compiled: Compiled, table: Table, position: int) -> tuple[str, ...]
             "data are not comparable and never share a table"
         )
     return tuple(lines)
+
+
+def cases_text(table: Table) -> str:
+    """How many held-out cases every row has at each center, and how many of them are excluded."""
+    return ", ".join(
+        f"{center} {table.n_cases[center]}"
+        + (f" ({table.n_excluded[center]} excluded)" if table.n_excluded[center] else "")
+        if center in table.n_cases
+        else f"{center} none counted"
+        for center in table.centers
+    )
 
 
 def troubles(table: Table) -> str:

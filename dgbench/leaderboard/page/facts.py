@@ -6,7 +6,7 @@ from dgbench.leaderboard.results import Compiled, Table, runs_text
 from dgbench.leaderboard.sheets import UNRANKED, describe_policy, units
 from dgbench.leaderboard.statistics import Evidence
 from dgbench.leaderboard.statistics_sheets import EVIDENCE, NO_EVIDENCE
-from dgbench.leaderboard.tables import standing, troubles
+from dgbench.leaderboard.tables import cases_text, standing, troubles
 
 SELECTION = {
     "source-val": "source-val — the checkpoint with the best mean over source validation; the held-out center has no say",
@@ -31,13 +31,6 @@ PERMITS = {
 def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
     """Fact by name, in the order in which they are shown."""
     view = compiled.view
-    cases = (
-        f"{center} {table.n_cases[center]}"
-        + (f" ({table.n_excluded[center]} excluded)" if table.n_excluded[center] else "")
-        if center in table.n_cases
-        else f"{center} none counted"
-        for center in table.centers
-    )
     threshold = THRESHOLDS.get(view.threshold_text, f"{view.threshold_text} for all")
     return {
         "Protocol": f"{compiled.protocol} version {table.protocol_version}",
@@ -48,7 +41,7 @@ def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
         "Selection rule": SELECTION.get(view.checkpoint, view.checkpoint),
         "Threshold rule": threshold,
         "Policy": describe_policy(compiled.policy).removeprefix("policy "),
-        "Held-out cases": f"{', '.join(cases)}; {troubles(table)}",
+        "Held-out cases": f"{cases_text(table)}; {troubles(table)}",
         "Seeds": runs_text(compiled, table).removeprefix("seeds "),
         "Missing cells": str(len(table.missing)) + (" — listed below with reason and command" if table.missing else ""),
         "Data": table.data,
