@@ -255,7 +255,9 @@ def test_the_leaderboard_of_no_runs_says_how_to_start(
         (["--threshold", "1"], "--threshold 1: a threshold lies between 0 and 1"),
         (["--format", "xml"], "'xml' is not one of"),
         (["--runs", __file__], "is a file"),
-        (["--runs", ""], "Invalid value for '--runs': names no folder"),
+        (["--runs", ""], "after --runs: an empty text — is a variable of the shell unset?"),
+        (["--runs="], "after --runs=: an empty text"),
+        (["--format", "html", "--out", " "], "after --out: an empty text"),
         (["--runs", "n" * 300], "cannot be a path here (File name too long) — choose a shorter one"),
     ],
 )

@@ -107,6 +107,14 @@ def test_counterparts_of_the_papers_tables_say_it_too(five_seeds: Path, capsys: 
     )
 
 
+@pytest.mark.parametrize(("table", "method"), [("V", "dualtask_bl"), ("VI", "erm")])
+def test_an_empty_table_starts_with_a_method_that_it_shows(
+    table: str, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["leaderboard", "--runs", str(tmp_path), "--table", table]) == 0
+    assert f"start with: dgbench run --protocol phantom --method {method} --heldout MSD" in capsys.readouterr().out
+
+
 def test_what_cannot_be_shown_is_one_line(five_seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = ["leaderboard", "--runs", str(five_seeds)]
     line = mistake(capsys, [*runs, "--threshold", "0.45"])

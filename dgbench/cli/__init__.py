@@ -53,6 +53,7 @@ def call(arguments: list[str]) -> int:
 
     usage_error: Any = typer.BadParameter.__mro__[2]  # ClickException, of whichever click this typer brings
     try:
+        _check_empty(arguments)
         code = app(arguments, standalone_mode=False, prog_name="dgbench")
         sys.stdout.flush()  # here a reader that has gone, or a full disk, can still be answered
         if code == INTERRUPTED:  # how typer answers Ctrl-C
@@ -93,6 +94,15 @@ def call(arguments: list[str]) -> int:
         if os.environ.get(TRACE) == "1":
             raise
         return _fail(f"unexpected {type(error).__name__}: {error} ({_keep_trace(arguments)}); please report it")
+
+
+def _check_empty(arguments: list[str]) -> None:
+    """Raise DgbenchError for an argument without text, as an unset variable of a shell gives: as a path it would be the current folder."""
+    for before, word in zip(["dgbench", *arguments], arguments, strict=False):
+        option, equals, value = word.partition("=")
+        bare = option.startswith("-") and equals and not value.strip()
+        if bare or not word.strip():
+            raise DgbenchError(f"after {word if bare else before}: an empty text — is a variable of the shell unset?")
 
 
 def _keep_trace(arguments: list[str]) -> str:

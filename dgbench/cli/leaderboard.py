@@ -128,7 +128,13 @@ def leaderboard(
         def compiled_in(protocol: Protocol, wanted: PaperTable) -> dict[str, Compiled]:
             views = [replace(view, setting=setting) for setting in wanted.settings]
             found = compile_views(
-                runs, views, protocol=protocol, preset=preset, seeds=seeds, processes=available_cores()
+                runs,
+                views,
+                protocol=protocol,
+                preset=preset,
+                seeds=seeds,
+                processes=available_cores(),
+                first_method=wanted.first_method,
             )
             return dict(zip(wanted.settings, found, strict=True))
 

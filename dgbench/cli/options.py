@@ -45,16 +45,7 @@ Preset = Annotated[str, typer.Option("--preset", help="Size of the protocol: dem
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder with one folder per center; default: the cached phantom.")
 ]
-
-
-def folder(text: str | Path) -> Path:
-    """The folder that an option names; nothing, as an unset variable of a shell gives, is none."""
-    if not str(text).strip():
-        raise typer.BadParameter("names no folder")
-    return Path(text)
-
-
-Runs = Annotated[Path, typer.Option("--runs", parser=folder, metavar="PATH", help="Folder of the runs.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 FirstSeeds = Annotated[
     int | None,
     typer.Option(

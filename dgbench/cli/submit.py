@@ -5,15 +5,12 @@ from typing import Annotated
 
 import typer
 
-from dgbench.cli import options
 from dgbench.errors import DgbenchError
 
 
 def submit(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders with runs below them.")],
-    to: Annotated[
-        Path, typer.Option("--to", parser=options.folder, metavar="PATH", help="Folder of the records.")
-    ] = Path("leaderboards"),
+    to: Annotated[Path, typer.Option("--to", help="Folder of the records.")] = Path("leaderboards"),
     preset: Annotated[
         str | None, typer.Option("--preset", help="Only runs of this preset; default: of every ranked preset.")
     ] = None,

@@ -41,6 +41,7 @@ from dgbench.leaderboard.results import (
 )
 from dgbench.leaderboard.rows import RowKey, baseline_of, retarget, row_labels, tuning_command
 from dgbench.leaderboard.run_results import NOTHING_LEFT, Result, Results, counts_of_one_seed, summaries
+from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 from dgbench.store.tiers import lowest_tier
@@ -89,8 +90,9 @@ def compile_views(
     seeds: int | None = None,
     include: Callable[[RunSpec], bool] | None = None,
     processes: int = 1,
+    first_method: str = BASELINE,
 ) -> list[Compiled]:
-    """:func:`compile_runs` in each of ``views``, with every run read once."""
+    """:func:`compile_runs` in each of ``views``, with every run read once; ``first_method`` is the one that the start command trains."""
     chosen = [policies.resolve(view.policy, protocol) for view in views]
 
     def wanted(spec: RunSpec) -> bool:
@@ -112,7 +114,7 @@ def compile_views(
                 nsd_tolerance_mm=protocol.metrics.nsd_tolerance_mm,
                 tables=tables,
                 problems=tuple(problems.values()),
-                start=start_command(protocol, preset, root),
+                start=start_command(protocol, preset, root, first_method),
             )
         )
     return compiled

@@ -33,6 +33,11 @@ class PaperTable:
     methods: tuple[str, ...] | None = None
     with_cost: bool = False
 
+    @property
+    def first_method(self) -> str:
+        """The method to begin with."""
+        return (self.methods or (BASELINE,))[0]
+
 
 def paper_table(name: str, protocol: Protocol) -> PaperTable:
     """The counterpart of table ``name`` (II to VI) under ``protocol``: of IV under one that is in-domain, of the others under one that
@@ -112,8 +117,7 @@ def paper_table_sheets(
     if not sheets:
         methods = f" of {', '.join(wanted.methods)}" if wanted.methods else ""
         where = f"protocol {first.protocol}, no runs{methods} in {', '.join(wanted.settings)} yet"
-        start = first.start.replace(f"--method {BASELINE}", f"--method {(wanted.methods or (BASELINE,))[0]}")
-        line = f"Counterpart of Table {wanted.name}: {where} — start with: {start}"
+        line = f"Counterpart of Table {wanted.name}: {where} — start with: {first.start}"
         sheets.append(Sheet(heading=(BANNERS[first.kind], line)))
     sheets += beside
     if published is not None:

@@ -74,9 +74,9 @@ RUNS_AT_ONCE = 50
 """Runs that a process is given at a time: what an interruption waits for."""
 
 
-def start_command(protocol: Protocol, preset: str | None, root: Path) -> str:
+def start_command(protocol: Protocol, preset: str | None, root: Path, method: str = BASELINE) -> str:
     """The command of a first run of ``protocol``, into ``root`` unless that holds runs already, as the records of others."""
-    words = ["dgbench", "run", "--protocol", protocol.name, "--method", BASELINE, "--heldout", protocol.heldouts[0]]
+    words = ["dgbench", "run", "--protocol", protocol.name, "--method", method, "--heldout", protocol.heldouts[0]]
     words += ["--preset", preset] if preset else []
     words += ["--data", "DIR"] if protocol.kind == "patient" else []
     words += ["--runs", str(root)] if root != Path("runs") and not any(run_paths(root)) else []
