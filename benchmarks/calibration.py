@@ -395,7 +395,8 @@ def grid_lines(n_seeds: int) -> list[str]:
 def summary_lines() -> list[str]:
     """What the grid says: the range of each kind of interval, the conservative cells, the tiers."""
     misread = [cell for cell in finished() if cell.new_centers and cell.n_centers < CENTERS_RESAMPLED_FROM]
-    grid = {cell: found for cell, found in finished().items() if cell.n_seeds == 5 and cell not in misread}
+    every = {cell: found for cell, found in finished().items() if cell not in misread}
+    grid = {cell: found for cell, found in every.items() if cell.n_seeds == 5}
     lines = []
     for kind in KINDS:
         rates = {cell: float(str(found[kind])) for cell, found in grid.items()}
@@ -405,15 +406,16 @@ def summary_lines() -> list[str]:
             f"- {kind}: wrong in {_percent(min(rates.values()))} to {_percent(rates[worst])} % with five seeds; most often in "
             f"“{worst.name}” with {worst.n_patients} patients; above {100 * LIMIT:g} % in {above} of {len(rates)} cells"
         )
-    timid = [
-        f"{cell.name}, {cell.n_patients} patients ({_percent(found['studentised'])} %)"
-        for cell, found in grid.items()
-        if float(str(found["studentised"])) < CONSERVATIVE
-    ]
     bound = f"{100 * CONSERVATIVE:g} %"
-    lines.append(
-        f"- conservative cells, the studentised interval wrong in less than {bound}: {'; '.join(timid) or 'none'}"
-    )
+    for n_seeds, words in zip(SEEDS, ("five seeds", "three seeds"), strict=True):
+        timid = [
+            f"{cell.name}, {cell.n_patients} patients ({_percent(found['studentised'])} %)"
+            for cell, found in every.items()
+            if cell.n_seeds == n_seeds and float(str(found["studentised"])) < CONSERVATIVE
+        ]
+        lines.append(
+            f"- conservative cells with {words}, the studentised interval wrong in less than {bound}: {'; '.join(timid) or 'none'}"
+        )
     tier = record_of(TIERS)
     if tier is not None:
         lines.append(

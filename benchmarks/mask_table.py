@@ -69,7 +69,7 @@ def page(masks: Path, compiled: Compiled) -> str:
     """The page in Markdown."""
     largest = max(differences(masks, compiled.tables[0]).values())
     lines = (
-        "# Masks of 33 networks on 12 cases",
+        "# Patient data: masks of 33 networks on 12 cases",
         "Pancreas masks of the Medical Segmentation Decathlon (CC BY-SA 4.0) as collected by modaresimr/evalseg: a check of the import and "
         f"of the metrics on real masks. Made by `{COMMAND}`. Largest difference between a mean DSC below and the mean of the Dice values "
         f"that came with the masks (six decimals): {largest:.1e}.",

@@ -45,9 +45,9 @@ def main() -> None:
         and run.status.state == "done"
     ]
     rows = [line(run) for run in runs]
-    print("# Every method once\n")
+    print("# Phantom data: every method once\n")
     print(
-        f"Phantom data, preset `demo`, held-out {arguments.heldout}, seed 0, dgbench {__version__}. DSC in points: the best source "
+        f"Preset `demo`, held-out {arguments.heldout}, seed 0, dgbench {__version__}. DSC in points: the best source "
         "validation of each stage (label ROI), then the held-out center in the four settings at threshold 0.5. `demo` is far from "
         "converged and never ranked, and one seed of a dozen cases orders nothing: the table shows that every method trains, and answers "
         "on a center it never saw.\n"

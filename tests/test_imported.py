@@ -215,3 +215,6 @@ def test_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(code, str(page), "exec"), {})
     (run,) = iter_runs(tmp_path / "runs")
     assert list(run.cases()["dsc"]) == [0.75]
+    assert run.spec.command == (
+        "dgbench import-predictions FOLDER --name mine --heldout RENJI --protocol pancreas-tumor --preset bench --data DIR --seed 0"
+    )

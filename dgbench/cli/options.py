@@ -41,7 +41,7 @@ ProtocolOrDefault = Annotated[
         "--protocol", help="Protocol name, or a YAML file; default: pancreas-tumor with --data, else phantom."
     ),
 ]
-Preset = Annotated[str, typer.Option("--preset", help="Size of the protocol: demo (not ranked), bench, paper.")]
+Preset = Annotated[str, typer.Option("--preset", help="Size of the protocol: tiny, demo (not ranked), bench, paper.")]
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder with one folder per center; default: the cached phantom.")
 ]

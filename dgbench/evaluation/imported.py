@@ -91,11 +91,18 @@ def import_predictions(
             "stages": {},
             "data": {"centers": dict(data or {f"references of {heldout}": references})},
             "environment": NOWHERE,
-            "command": command or f"dgbench import-predictions FOLDER --name {name} --heldout {heldout} --seed {seed}",
+            "command": command or _folder_command(name, heldout, resolved, seed),
         }
     )
     with FolderLock(run_folder(runs, contract.name, heldout, name, seed, spec.key)):
         return _write(runs, spec, {**record, "key": key_of(record)}, rows)
+
+
+def _folder_command(name: str, heldout: str, resolved: ResolvedProtocol, seed: int) -> str:
+    """How masks in files would be imported for the same table."""
+    where = f"--protocol {resolved.protocol.name} --preset {resolved.preset_name}"
+    data = " --data DIR" if resolved.protocol.kind == "patient" else ""
+    return f"dgbench import-predictions FOLDER --name {name} --heldout {heldout} {where}{data} --seed {seed}"
 
 
 def imported_key(name: str, heldout: str, seed: int, content: str, evaluation: Mapping[str, Any]) -> str:

@@ -156,9 +156,9 @@ def cost_sheet(table: Table) -> Sheet:
         heading=(
             "Cost of the method's stages together, means over runs",
             "parameters, GFLOPs: the convention of the paper's Table VI, training network, one crop of each stage; deployed: what "
-            f"predicts; s per case: its stages, flips included; s per round: of the last stage; × {table.baseline}: median step time "
-            f"relative to the run of {table.baseline} with the same center and seed on the same kind of machine (median over pairs, least "
-            "to greatest)",
+            f"predicts; s per case: its stages, flips included; s per round: of the last stage; × {table.baseline}: steps × median "
+            f"step time, relative to the run of {table.baseline} with the same center and seed on the same kind of machine (median over "
+            "pairs, least to greatest)",
             times_text(table),
         ),
         columns=columns,

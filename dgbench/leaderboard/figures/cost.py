@@ -79,7 +79,7 @@ def draw(board: Board, options: Options) -> Drawing:
         "mean DSC: equal-weight mean over centers of the mean over cases, in points (0–100), bars: standard deviation over seeds; ringed "
         "and joined: no other row is at most as costly and better (ties are both ringed)",
         f"parameters and GFLOPs: networks of the method's stages while training, the convention of the paper's Table VI; training time: "
-        f"median step relative to {BASELINE}, pairwise on the same machine, not on an idle one: {'; '.join(machines)}",
+        f"steps × median step relative to {BASELINE}, pairwise on the same machine, not on an idle one: {'; '.join(machines)}",
         *notes,
     ]
     columns = 5

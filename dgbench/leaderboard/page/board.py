@@ -145,7 +145,7 @@ def _columns(table: Table) -> tuple[Column, ...]:
         Column(
             header=f"training × {table.baseline}",
             group=cost,
-            title="median step time, pairwise on the same kind of machine (least to greatest)",
+            title="steps × median step time, pairwise on the same kind of machine (least to greatest)",
         ),
         Column(header="seeds run", group="Row", title="at every center"),
         *((Column(header="record", group="Row", title=RECORDS),) if _has_records(table) else ()),
