@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dgbench.errors import DgbenchError, suggest
+from dgbench.errors import DgbenchError, NotApplicable, suggest
 from dgbench.frozen import check_name, one_line
 from dgbench.yaml_text import parse_value
 
@@ -72,6 +72,19 @@ class MethodInfo:
         check_name(self.name, "method name")
         if self.target.count(":") != 1:
             raise DgbenchError(f"method {self.name}: target {self.target!r} must read package.module:Class")
+
+    def check_dims(self, ndim: int, where: str) -> None:
+        """Raise NotApplicable where the method does not work in ``ndim`` dimensions, those of what is ``where``."""
+        if ndim not in self.dims:
+            works = " or ".join(f"{one}D" for one in sorted(self.dims))
+            raise NotApplicable(f"method {self.name} works in {works}, {where} is {ndim}D")
+
+    def check_sources(self, n_sources: int, where: str) -> None:
+        """Raise NotApplicable where the method needs more than the ``n_sources`` centers that there are ``where``."""
+        if n_sources < self.min_sources:
+            raise NotApplicable(
+                f"method {self.name} needs at least {self.min_sources} source centers, with {where} there are {n_sources}"
+            )
 
     def configure(self, overrides: Mapping[str, str] | None = None) -> MethodConfig:
         """The configuration with ``overrides`` (texts from the command line) applied; DgbenchError for an unknown key or unfit value."""

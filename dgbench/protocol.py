@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.frozen import Frozen, check_name, one_line
@@ -154,6 +154,12 @@ class Protocol(Frozen):
     metrics: Metrics = Metrics()
     paper_thresholds: dict[str, PROBABILITY] = Field(default_factory=dict)
     presets: dict[str, Preset]
+    _file: str | None = PrivateAttr(default=None)
+
+    @property
+    def word(self) -> str:
+        """What ``--protocol`` takes for this one: its name, or the file that it was read from."""
+        return self._file or self.name
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -178,6 +184,11 @@ class Protocol(Frozen):
                     raise ValueError(
                         f"stage {name!r}: margin {list(margin)} has {len(margin)} entries for {self.task.ndim} dimensions"
                     )
+        codes = [stage.code for stage in self.stages.values()]
+        if codes[-1:] != ["F"]:
+            raise ValueError(
+                f"stages have the codes {codes}: the last one must be 'F', F-Seg is the setting that is ranked"
+            )
         recipes = {name: self.stages[name].recipe for name in self.shared_stages}
         if len(set(recipes.values())) > 1:
             given = ", ".join(f"{name} {recipe}" for name, recipe in recipes.items())
@@ -358,9 +369,12 @@ def load_protocol(name_or_path: str) -> Protocol:
         if isinstance(content, dict) and content.get("base") is not None:
             base = load_protocol(str(content["base"])).model_dump(mode="json")
             content = merged(base, content)
-        return Protocol.model_validate(content)
+        protocol = Protocol.model_validate(content)
     except ValidationError as error:
         raise DgbenchError(f"{what}: {one_line(error)}") from None
+    if path.parent != protocol_folder():
+        protocol._file = name_or_path
+    return protocol
 
 
 def _protocol_file(name_or_path: str) -> Path:

@@ -154,6 +154,7 @@ DAMAGED_ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "text for a threshold": ({"threshold": "0.5"}, "threshold holds text, expected numbers"),
     "no threshold": ({"threshold": None}, "1 rows without threshold"),
     "text for a flag": ({"failed": "no"}, "failed holds text, expected true or false"),
+    "no flag": ({"failed": None}, "1 rows without failed"),
     "a number for a case": ({"case": 3}, "case holds numbers, expected text"),
     "no case": ({"case": None}, "1 rows without case"),
     "DSC above 1": ({"dsc": 2.0}, "dsc 2 is not from 0 to 1"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ from cli_calls import mistake, run_arguments
 from training_fixtures import Mini
 
 from dgbench.cli import call
+from dgbench.cli.cost import _possible
+from dgbench.errors import DgbenchError
+from dgbench.protocol import load_protocol
+from dgbench.registry import find_method
 
 TABLE_VI = {"erm": (37_915_650, 945.23), "dualtask": (37_999_238, 945.44)}
 """Printed in the paper's Table VI: parameters (3.79e7, 3.80e7) and GFLOPs."""
@@ -77,6 +82,23 @@ def test_plain_conventions_count_what_is_deployed(capsys: pytest.CaptureFixture[
     assert call(["cost", "--method=erm,dualtask"]) == 0
     assert "a multiply-accumulate is one operation" in capsys.readouterr().out
     assert "name one method" in mistake(capsys, ["cost", "--method=erm,dualtask", "--set=views=1"])
+
+
+def test_a_method_that_a_protocol_cannot_hold_has_no_cost_there(capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--protocol=phantom-in-domain", "--preset=tiny"]
+    reason = "n/a: method dart needs at least 2 source centers, with protocol phantom-in-domain there are 1"
+    for time in ([], ["--time"]):
+        assert mistake(capsys, ["cost", "--method=dart", *where, *time]) == reason
+    assert call(["cost", "--method= dart, erm,erm", *where, "--format=json"]) == 0
+    answer = capsys.readouterr()
+    assert json.loads(answer.out)["method"] == "erm"
+    assert answer.err == f"{reason}\n"
+    protocol = load_protocol("phantom")
+    flat = protocol.model_copy(update={"task": protocol.task.model_copy(update={"ndim": 2})})
+    solid = replace(find_method("erm"), dims=frozenset({3}))
+    assert _possible([solid], protocol) == [solid]
+    with pytest.raises(DgbenchError, match="n/a: method erm works in 3D, protocol phantom is 2D"):
+        _possible([solid], flat)
 
 
 @pytest.mark.slow

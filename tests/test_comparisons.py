@@ -1,6 +1,9 @@
 """With which row each row of a table is compared, and what that permits one to say."""
 
+import csv
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from leaderboard_runs import CENTERS, PROTOCOL, add_method, add_run, cell, compi
 from dgbench.atomic import read_json, write_json
 from dgbench.leaderboard.export import to_csv, to_json
 from dgbench.leaderboard.page.board import board
+from dgbench.leaderboard.results import Compiled
 
 SEEDS = 5
 
@@ -73,6 +77,70 @@ def test_a_tuned_row_is_compared_with_the_baseline_that_was_tuned_as_long(tmp_pa
         "rows with different numbers of trials stand in one order",
     ):
         assert told in page
+    assert re.search(r"searched \(tuned\(10\)\) .*\] to erm \(tuned\(10\)\)", page), (
+        "not the row that the column is headed with"
+    )
+    lines = means(compiled(tmp_path))
+    assert {label: (line["baseline"], line["evidence"]) for label, line in lines.items()} == {
+        "erm (default)": ("", "claim"),
+        "plain": ("erm (default)", "claim"),
+        "searched (tuned(10))": ("erm (tuned(10))", "claim"),
+        "erm (tuned(10))": ("erm (default)", "row"),
+        "lonely (tuned(100))": ("erm (default)", "row"),
+    }
+    header = [column.header for column in board(table).columns].index("DSC − erm (default)")
+    cells = {line.label: line.cells[header].text for line in board(table).lines}
+    assert cells["searched (tuned(10))"].endswith("] to erm (tuned(10))")
+    assert cells["plain"].endswith("]")
+
+
+def means(result: Compiled) -> dict[str, dict[str, str]]:
+    """The lines of the CSV for the means of rows, by label."""
+    text = "".join(line for line in to_csv(result).splitlines(keepends=True) if not line.startswith("#"))
+    return {line["method"]: line for line in csv.DictReader(io.StringIO(text)) if line["center"] == "mean"}
+
+
+def test_a_row_that_is_not_compared_has_no_evidence(tmp_path: Path) -> None:
+    add_method(tmp_path, "erm", 0.0, SEEDS)
+    add_method(tmp_path, "wide", 0.1, 1, protocol={"modified": True, "ranked": False}, extra=" --set preset.width=16")
+    lines = means(compiled(tmp_path))
+    assert {label: line["evidence"] for label, line in lines.items()} == {"erm": "claim", "wide (preset.width=16)": ""}
+
+
+def test_equal_means_share_a_rank_in_the_table_as_in_the_statistics(tmp_path: Path) -> None:
+    """The same cases in another order: sums that differ by rounding."""
+    for method, order in (("erm", (0.1, 0.7, 0.3)), ("mixstyle", (0.3, 0.1, 0.7)), ("randconv", (0.3, 0.7, 0.1))):
+        for center in CENTERS:
+            add_run(tmp_path, method, center, cases=cell(center, *order))
+    table = only_table(tmp_path)
+    assert len({row.mean["dsc"].mean for row in table.rows}) > 1
+    assert table.statistics is not None
+    assert {row.rank for row in table.rows} == {one.rank for one in table.statistics.standings.values()} == {1}
+
+
+def test_a_run_on_other_data_is_not_called_one_that_was_never_run(tmp_path: Path) -> None:
+    for method, told in (("erm", "old"), ("randconv", "new")):
+        for center in CENTERS:
+            changes = {"evaluated": told} if center == "RENJI" else {}
+            sources = {name: "a" * 64 for name in CENTERS if name != center}
+            add_run(
+                tmp_path,
+                method,
+                center,
+                cases=cell(center, 0.5, 0.6),
+                centers=sources,
+                updated=f"2026-01-0{1 + (told == 'new')}",
+                **changes,
+            )
+    add_run(tmp_path, "saml", "MSD", cases=cell("MSD", 0.5, 0.6), centers={"RENJI": "a" * 64, "RMYY": "a" * 64})
+    one, other = compiled(tmp_path).tables
+    holes = {
+        (hole.label, hole.heldout, hole.reason, bool(hole.command)) for table in (one, other) for hole in table.missing
+    }
+    elsewhere = "counted in another table, with other data"
+    assert ("erm", "RENJI", elsewhere, False) in holes
+    assert ("saml", "RENJI", "not run", True) in holes
+    assert not {hole for hole in holes if hole[0] != "saml" and hole[2] == "not run"}
 
 
 def test_a_row_that_is_converged_at_some_centers_only_says_so(tmp_path: Path) -> None:

@@ -122,11 +122,11 @@ def test_a_row_is_compared_with_the_baseline_cell_by_cell_on_the_same_machine(tm
     cost = read_run_cost(run, read_checked(run.evaluation))
     assert cost is not None
     elsewhere = replace(cost, machine=("Another", *cost.machine[1:]))
-    alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere}, cost.machine)
+    alone = row_cost({("MSD", 0): cost}, {("MSD", 0): elsewhere}, cost.machine, ["MSD"])
     assert alone is not None
     assert alone.train_factor is None
-    assert row_cost({}, {("MSD", 0): cost}, cost.machine) is None
-    untimed = row_cost({("MSD", 0): cost}, {("MSD", 0): replace(cost, step_seconds=0.0)}, None)
+    assert row_cost({}, {("MSD", 0): cost}, cost.machine, ["MSD"]) is None
+    untimed = row_cost({("MSD", 0): cost}, {("MSD", 0): replace(cost, step_seconds=0.0)}, None, ["MSD"])
     assert untimed is not None
     assert untimed.train_factor is None, "there is nothing to compare with"
 
@@ -143,13 +143,29 @@ def test_seconds_are_of_one_machine_for_all_rows(tmp_path: Path) -> None:
     assert common_machine([erm, saml]) == here.machine, "of equals the first by name"
     assert common_machine([erm, saml, snr]) == ("Slowcoach",)
     assert common_machine([]) is None
-    one, other = (row_cost(costs, erm, here.machine) for costs in (saml, snr))
+    one, other = (row_cost(costs, erm, here.machine, ["MSD"]) for costs in (saml, snr))
     assert one is not None
     assert (one.seconds_per_case, one.train_seconds) == (4.0, here.train_seconds), "the slow machine's do not enter"
     assert one.factor_text == "1.50 (1.00–2.00)"
     assert other is not None
     assert other.seconds_per_case is other.train_seconds is None
     assert other.factor_text == "1.00"
+
+
+def test_seconds_of_a_row_are_means_over_all_centers_or_none(tmp_path: Path) -> None:
+    """Centers take different times: a mean over those that happen to be there would compare scans, not methods."""
+    add_priced_run(tmp_path, "erm", "MSD", 1.0)
+    (run,) = iter_runs(tmp_path)
+    short = read_run_cost(run, read_checked(run.evaluation))
+    assert short is not None
+    long = replace(short, seconds_per_case=16.0, train_seconds=3 * short.train_seconds)
+    costs = {("MSD", 0): short, ("MSD", 1): short, ("MSD", 2): short, ("RENJI", 0): long}
+    whole = row_cost(costs, None, short.machine, ["MSD", "RENJI"])
+    part = row_cost(costs, None, short.machine, ["MSD", "RENJI", "RMYY"])
+    assert whole is not None
+    assert part is not None
+    assert (whole.seconds_per_case, whole.train_seconds) == (10.0, 2 * short.train_seconds)
+    assert part.seconds_per_case is part.seconds_per_round is part.train_seconds is None
 
 
 def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from figure_runs import add_whole, board_of, text_of, write_features, write_table
+from figure_runs import add_whole, board_of, text_of, write_features, write_slice, write_table
 from leaderboard_runs import CENTERS, EMPTY_PREDICTION, EMPTY_REFERENCE, PROTOCOL, add_run, case_row, cell
+from prediction_sets import SAME, cube, of_arrays
 
 from dgbench.atomic import append_jsonl
 from dgbench.data.phantom import LESION_FREE, PhantomRecipe, case_name, lesion_type
@@ -20,7 +21,9 @@ from dgbench.leaderboard.figures.board import NothingToDraw, Options
 from dgbench.leaderboard.figures.panels import INSET, _corner, shown_cells
 from dgbench.leaderboard.figures.style import EDGE, PALETTE, TONES, looks, pages, wrap
 from dgbench.leaderboard.overlay import Field
+from dgbench.leaderboard.records import View
 from dgbench.store.slices import CaseSlice, slice_file
+from dgbench.training.job import protocol_reference
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +115,17 @@ def test_a_mean_curve_needs_every_seed_and_uses_common_steps() -> None:
     assert [values.tolist() for values in mean] == [[10, 20], [30.0, 50.0]]
 
 
+@pytest.mark.parametrize(
+    "change", [{"dsc": "0,25"}, {"dsc": 10**400}, {"step": [5]}, {"step": "five"}, {"step": 10**30}, {"center": {}}]
+)
+def test_a_damaged_validation_log_is_named(change: dict[str, object], tmp_path: Path) -> None:
+    folder = add_whole(tmp_path, "erm", "MSD", (0.5,), keep=())
+    row = {"step": 5, "case": "RENJI/a", "center": "RENJI", "dsc": 0.5}
+    append_jsonl(folder / "tumor-fine" / "validation.jsonl", {**row, **change})
+    with pytest.raises(DgbenchError, match=r"validation\.jsonl: not a readable log .* run again"):
+        curves.draw(board_of(tmp_path), Options())
+
+
 # Centroid distances
 
 
@@ -190,6 +204,18 @@ def test_what_has_no_embedding_says_why(tmp_path: Path) -> None:
         embedding.gather(board_of(tmp_path))
 
 
+def test_points_of_held_out_cases_are_large_also_where_they_are_of_a_source_center(tmp_path: Path) -> None:
+    folder = add_whole(tmp_path, "erm", "MSD", (0.1, 0.2), keep=("features",))
+    path = folder / "evaluation" / "features.parquet"
+    pd.read_parquet(path).assign(center="MSD").to_parquet(path)
+    (sheet,) = embedding.draw(board_of(tmp_path), Options()).sheets
+    sizes: dict[float, int] = {}
+    for points in (points for axis in sheet.figure.axes for points in axis.collections):
+        (size,) = points.get_sizes()
+        sizes[size] = sizes.get(size, 0) + len(points.get_offsets())
+    assert sizes == {15: 4, 8: 12}, "two tissues of two held-out and of six source-validation cases"
+
+
 # Overlays
 
 
@@ -251,6 +277,28 @@ def test_overlays_show_a_column_per_method_and_go_on_with_a_page(tmp_path: Path)
     ]
     assert "DSC 90.0" in text_of(drawing.sheets[0])
     assert "intensities −100 to 240 (CT: HU)" in " ".join(text_of(drawing.sheets[0]).split())
+
+
+@pytest.mark.parametrize(
+    "view", [View(checkpoint="last-step"), View(setting="C-Seg"), View(threshold=0.4), View(threshold="source-tuned")]
+)
+def test_numbers_of_another_view_are_not_put_on_pictures_of_the_official_one(view: View, tmp_path: Path) -> None:
+    """Slices hold the masks at threshold 0.5 of the source-val checkpoint."""
+    others = ({}, {"checkpoint": "last-step"}, {"setting": "C-Seg", "stage": "tumor-coarse"}, {"threshold": 0.4})
+    cases = [case_row("MSD", 0, 0.1, **other) for other in others]
+    cases.append(case_row("RENJI", 0, 0.1, role="source-val"))
+    folder = add_run(tmp_path, "erm", "MSD", cases=cases)
+    write_slice(folder, "MSD/MSD_0000")
+    board = board_of(tmp_path, view=view)
+    why = "pictures are kept of the official view only: setting F-Seg, threshold 0.5, checkpoint source-val"
+    with pytest.raises(NothingToDraw, match=why):
+        overlays.draw(board, Options())
+    drawing = failures.draw(board, Options())
+    assert len(drawing.sheets) == 1
+    assert drawing.undrawn == [f"no gallery: {why}"]
+    official = board_of(tmp_path, view=View(policy="paper"))
+    assert len(failures.draw(official, Options()).sheets) == 2
+    assert "DSC 10.0" in text_of(overlays.draw(official, Options()).sheets[0])
 
 
 # Failures
@@ -326,6 +374,67 @@ def test_stamps_name_the_rows_they_hold_for(tmp_path: Path) -> None:
     for center in CENTERS:
         add_whole(tmp_path, "erm_long", center, (0.1, 0.1), draws_factor=3)
     assert board_of(tmp_path).stamps() == [f"control row with 3× the draws, not ranked: erm_long; {smoke}"]
+
+
+def test_stamps_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Of all runs of a row, not of its first: here the second seed and one center."""
+    for center in CENTERS:
+        for seed in (0, 1):
+            add_whole(tmp_path, "erm", center, (0.1,), seed=seed, protocol={"converged": seed == 0})
+            precision = {"precision": "bf16" if center == "MSD" else "fp32"}
+            tuned = {"trials": 10, "study": "a" * 64}
+            add_whole(tmp_path, "hog", center, (0.1,), seed=seed, tuned=tuned, environment=precision)
+    board = board_of(tmp_path)
+    (line,) = board.stamps()
+    for row in board.table.rows:
+        assert row.stamps
+        for stamp in row.stamps:
+            assert f"{stamp}: {row.label}" in line
+    assert "mixed devices: cpu bf16, cpu fp32: hog" in line
+    assert "tuned on source validation, 10 trials for each center: hog" in line
+
+
+def test_imported_sets_are_not_drawn_and_are_named(tmp_path: Path) -> None:
+    reference = protocol_reference(PROTOCOL.resolve("bench")).model_dump()
+    for center in CENTERS:
+        of_arrays(tmp_path, cube(f"{center}/{center}_0000", 4), heldout=center, **SAME)
+    with pytest.raises(DgbenchError, match="no finished run of protocol phantom"):
+        board_of(tmp_path)
+    for center in CENTERS:
+        add_whole(tmp_path, "erm", center, (0.1,), protocol=reference, evaluated="these")
+    board = board_of(tmp_path)
+    assert [row.label for row in board.table.rows] == board.labels == ["erm"]
+    for name in ("failures", "centroids", "curves", "cost", "overlays"):
+        drawing = import_module(f"dgbench.leaderboard.figures.{name}").draw(board, Options())
+        assert not any("closed" in note for note in drawing.undrawn)
+        words = text_of(drawing.sheets[0]).splitlines()
+        assert [line for line in words if "closed" in line] == ["imported prediction sets are not drawn: closed"]
+
+
+@pytest.mark.parametrize(
+    ("view", "threshold", "words"),
+    [
+        (View(setting="F-Mask"), 0.5, "oracle ROI: the held-out label places the crop."),
+        (View(threshold="oracle"), 0.4, "oracle threshold: chosen on the held-out center."),
+        (View(threshold="source-tuned"), 0.6, None),
+    ],
+)
+def test_cells_hold_the_rows_of_the_view_and_the_heading_calls_an_oracle_one(
+    view: View, threshold: float, words: str | None, tmp_path: Path
+) -> None:
+    cases = [
+        case_row(center, 0, dsc, role=role, threshold=at, setting=view.setting)
+        for center, role, best in (("MSD", "held-out", 0.4), ("RENJI", "source-val", 0.6))
+        for at in (0.4, 0.5, 0.6)
+        for dsc in [0.8 if at == best else 0.3]
+    ]
+    add_run(tmp_path, "erm", "MSD", cases=cases)
+    board = board_of(tmp_path, view=view)
+    (one,) = board.cells
+    assert one.cases["threshold"].to_list() == [threshold]
+    heading = board.heading("title")
+    assert f"setting {view.setting}, threshold {view.threshold_text}, checkpoint source-val" in heading[1]
+    assert [line for line in heading[2:] if "oracle" in line] == ([words] if words else [])
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:

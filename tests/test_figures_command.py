@@ -177,6 +177,20 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert message in line
 
 
+def test_pages_of_an_earlier_drawing_are_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pages of the figures that are drawn, in the format that is written; what is no further page stays."""
+    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6))
+    (tmp_path / "out").mkdir()
+    kept = ["centroids-2.png", "curves-2.pdf", "curves-2024.png", "curves-best.png"]
+    for name in [*kept, "curves.png", "curves-2.png", "curves-3.png"]:
+        (tmp_path / "out" / name).write_text("old")
+    code, out, _ = dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", "curves")
+    assert code == 0
+    assert out == [str(tmp_path / "out" / "curves.png")]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted([*kept, "curves.png"])
+    assert all((tmp_path / "out" / name).read_text() == "old" for name in kept)
+
+
 def test_names_are_kept_in_order() -> None:
     assert check_names("curves, overlays") == ("overlays", "curves")
     assert check_names(None) == tuple(FIGURES)

@@ -24,6 +24,7 @@ from dgbench.leaderboard.figures.panels import shown_cells
 from dgbench.leaderboard.page.site import write_page
 from dgbench.leaderboard.paper_tables import in_domain_pair, paper_table
 from dgbench.leaderboard.published import load_published
+from dgbench.leaderboard.records import View
 from dgbench.leaderboard.results import Table
 from dgbench.leaderboard.tables import center_cell
 from dgbench.protocol import Protocol, load_protocol
@@ -169,6 +170,21 @@ def test_the_cases_of_all_folds_are_averaged_together(tmp_path: Path) -> None:
     assert [len(run.folders) for run in row.centers["RENJI"].runs.values()] == [4]
     assert table_of(tmp_path).n_cases == {"RENJI": 5}
     assert not row.complete, "two centers were not run"
+
+
+def test_a_rule_may_choose_another_threshold_in_every_fold(tmp_path: Path) -> None:
+    for fold, best in enumerate((0.6, 0.4, 0.6, 0.4)):
+        cases = [
+            case_row("RENJI", 10 * fold + index, 0.7 if threshold == best else 0.5, threshold=threshold, role=role)
+            for threshold in (0.4, 0.6)
+            for index, role in enumerate(("held-out", "source-val"))
+        ]
+        add_run(tmp_path, "erm", FOLDS[fold], cases=cases, **SOURCE, stages={})
+    (table,) = compile_runs(tmp_path, protocol=IN_DOMAIN, view=View(threshold="source-tuned")).tables
+    (row,) = table.rows
+    assert row.centers["RENJI"].scores["dsc"].mean == pytest.approx(0.7)
+    assert "thresholds RENJI 0.6/0.4/0.6/0.4" in row.notes
+    assert row.centers["RENJI"].runs[0].thresholds == (0.6, 0.4, 0.6, 0.4)
 
 
 def test_a_missing_fold_is_a_hole_with_its_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

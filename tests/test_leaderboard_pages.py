@@ -167,13 +167,9 @@ def test_run_table() -> None:
         ("tumor, fine", "F-Seg", "33.3", "16.7", "40.0", "35.0", "3", "70.0", "empty predictions 1, fallback ROI 1"),
         ("tumor, coarse; oracle ROI", "C-Mask", "70.0", "3.0", "6.0", "1.5", "1", "not evaluated", ""),
     )
-    with pytest.raises(DgbenchError, match="no rows for checkpoint other"):
-        run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL, checkpoint="other")
-
-
-def test_run_table_pancreas_threshold_stays_at_half() -> None:
-    sheet = run_table(run_cases(), spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL, threshold=0.1)
-    assert [row[1:3] for row in sheet.rows] == [("P-Fine", "90.0"), ("F-Seg", "10.0")]
+    others = run_cases().query("checkpoint != 'source-val' or threshold != 0.5")
+    with pytest.raises(DgbenchError, match=r"no rows for threshold 0\.5, checkpoint source-val"):
+        run_table(others, spec=spec_of("erm", "RENJI", 0), protocol=PROTOCOL)
 
 
 def test_leaderboard_never_imports_torch() -> None:

@@ -10,8 +10,19 @@ from typing import Any
 import pytest
 from cli_calls import mistake
 from hatchling.builders.wheel import WheelBuilder
-from leaderboard_runs import CENTERS, PROTOCOL, add_run, cell, compiled, only_table, write_two_seeds
-from page_runs import REASON, TITLE, write_board
+from leaderboard_runs import (
+    CENTERS,
+    PROTOCOL,
+    add_method,
+    add_run,
+    case_row,
+    cell,
+    compiled,
+    only_table,
+    write_two_seeds,
+)
+from page_runs import REASON, TITLE, add_slice, write_board
+from prediction_sets import cube, of_arrays
 
 from dgbench.cli import call
 from dgbench.leaderboard.figures import FIGURES
@@ -19,8 +30,10 @@ from dgbench.leaderboard.page.board import board
 from dgbench.leaderboard.page.card import render_markdown
 from dgbench.leaderboard.page.folder import MARKER
 from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_strip, seeds_mark
+from dgbench.leaderboard.page.methods import method_pages
 from dgbench.leaderboard.page.site import POLICY, Written, write_page
 from dgbench.leaderboard.published import load_published
+from dgbench.leaderboard.records import View
 from dgbench.leaderboard.results import seed_means
 
 ROOT = Path(__file__).parent.parent
@@ -252,6 +265,70 @@ def test_case_page_shows_overlays_where_there_are_slices(page: Path) -> None:
         "../../cases/RENJI/RENJI_0004.html",
     ]
     assert "no result" in without.text
+
+
+def test_every_page_of_a_view_says_which_it_is(tmp_path: Path) -> None:
+    """An oracle is called one on each; pictures are of the official view alone."""
+    cases = [case_row("MSD", 0, 0.5, setting=setting) for setting in ("F-Seg", "F-Mask")]
+    add_slice(add_run(tmp_path / "runs", "erm", "MSD", cases=cases), "MSD/MSD_0000")
+    for view in (View(setting="F-Mask", policy="paper"), View(policy="paper")):
+        masked = view.setting == "F-Mask"
+        out = tmp_path / view.setting
+        write_page(compiled(tmp_path / "runs", view=view), out, root=tmp_path / "runs", protocol=PROTOCOL)
+        facts = (f"Setting {view.setting}", "Selection rule source-val", "Threshold rule 0.5 for all", "Policy paper:")
+        for name in ("index.html", "methods/erm.html", "cases/MSD/MSD_0000.html"):
+            text = Page(out / name).text
+            assert not [fact for fact in facts if fact not in text], name
+            assert ("— an oracle: the label places the ROI" in text) == masked, name
+        assert ("No overlays: pictures are kept of the official view only: setting F-Seg" in text) == masked
+        assert bool(list(out.rglob("*.png"))) == (not masked)
+
+
+def test_case_pages_have_the_seeds_of_every_row(tmp_path: Path) -> None:
+    write_two_seeds(tmp_path / "runs")
+    modified = {"protocol": {"modified": True, "ranked": False}, "extra": " --set preset.width=16"}
+    add_run(tmp_path / "runs", "hog", "MSD", 7, cases=cell("MSD", 0.5, 0.5, 0.5), **modified)
+    write_page(compiled(tmp_path / "runs"), tmp_path / "page", root=tmp_path / "runs", protocol=PROTOCOL)
+    here, elsewhere = (Page(tmp_path / f"page/cases/{name}.html").text for name in ("MSD/MSD_0000", "RMYY/RMYY_0000"))
+    for text in (here, elsewhere):
+        assert "method seed 0 seed 1 seed 7" in text
+    assert "erm 20.0 20.0 –" in here
+    assert "hog (preset.width=16) – – 50.0" in here
+    assert "hog (preset.width=16) – – no result" in elsewhere
+
+
+def test_rows_without_a_grade_show_none_and_name_the_baseline_of_the_table(tmp_path: Path) -> None:
+    """Five seeds let the table claim something, but nothing of a modified row; a tuned row that is only compared has no claim."""
+    tuned = {"trials": 10, "study": "a" * 64}
+    for method in ("erm", "hog"):
+        add_method(tmp_path, method, 0.0, 5)
+        add_method(tmp_path, method, 0.1, 5, tuned=tuned)
+    modified = {"protocol": {"modified": True, "ranked": False}, "extra": " --set preset.width=16"}
+    add_method(tmp_path, "hog", 0.2, 1, **modified)
+    result = compiled(tmp_path)
+    (table,) = result.tables
+    assert table.baseline == "erm (default)"
+    assert {table.only(row).baseline for row in table.rows} == {"erm (default)"}
+    pages = {page.name: page for page in method_pages(result, {})}
+    shown = {row.title.partition(" — ")[0]: row for page in pages.values() for row in page.rows}
+    assert {label: row.facts.get("Evidence") for label, row in shown.items()} == {
+        "erm (default)": "claim",
+        "erm (tuned(10))": "row",
+        "hog (default)": "claim",
+        "hog (tuned(10))": "claim",
+        "hog (preset.width=16)": None,
+    }
+    assert "DSC − erm (default)" in shown["hog (preset.width=16)"].centers.columns
+
+
+def test_the_page_of_an_imported_set_says_that_it_is_not_drawn(tmp_path: Path) -> None:
+    of_arrays(tmp_path / "runs", cube("MSD/a", 1))
+    result = compiled(tmp_path / "runs")
+    out = tmp_path / "page"
+    write_page(result, out, root=tmp_path / "runs", protocol=PROTOCOL, cases=False, figures=True)
+    text = Page(out / "methods/closed.html").text
+    assert "imported prediction sets are not drawn: closed" in text
+    assert "no finished run" not in text
 
 
 def test_the_same_runs_give_the_same_bytes_and_pictures_are_not_drawn_again(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cli_calls import mistake
 from leaderboard_runs import CENTERS, PROTOCOL, add_run, case_row, compiled
+from prediction_sets import cube, of_arrays
 from test_costs import add_priced_run
 
 from dgbench.cli import call
@@ -20,6 +21,7 @@ from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.records import View
 from dgbench.leaderboard.sheets import Sheet
 from dgbench.registry import discover
+from dgbench.training.job import protocol_reference
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +147,34 @@ def test_every_run_is_read_once_for_all_settings(two_seeds: Path, monkeypatch: p
     found = compile_views(two_seeds, views, protocol=PROTOCOL)
     assert len(read) == len(set(read)) == 12
     assert found == [compiled(two_seeds, view=view) for view in views]
+
+
+def test_runs_judged_on_other_data_are_a_sheet_of_their_own(tmp_path: Path) -> None:
+    for told, value in (("old", 0.1), ("new", 0.9)):
+        changes = {"evaluated": told, "environment": {"torch": f"2.{len(told)}{told == 'new':d}"}}
+        add_run(
+            tmp_path,
+            "erm",
+            "RENJI",
+            cases=[case_row("RENJI", 0, value)],
+            updated=f"2026-01-0{1 + (told == 'new')}",
+            **changes,
+        )
+    shown = [sheet for sheet in sheets(tmp_path, "VI") if sheet.rows and "DSC RENJI" in sheet.columns]
+    assert [column(sheet, "DSC RENJI") for sheet in shown] == [["90.0"], ["10.0"]]
+
+
+def test_settings_of_the_same_data_share_a_sheet(tmp_path: Path) -> None:
+    """An imported set stands in the official setting alone, there before the run, as it is newer."""
+    reference = protocol_reference(PROTOCOL.resolve("bench")).model_dump()
+    for center in CENTERS:
+        rows = [case_row(center, 0, 0.5, setting=setting) for setting in ("C-Seg", "F-Seg")]
+        add_run(tmp_path, "erm", center, cases=rows, protocol=reference)
+    of_arrays(
+        tmp_path,
+        cube("MSD/MSD_0000"),
+        evaluated={"fingerprint": "others", "content": "others"},
+        data={"phantom": "0" * 64},
+    )
+    shown = [sheet for sheet in sheets(tmp_path, "III") if sheet.rows and "DSC MSD" in sheet.columns]
+    assert [column(sheet, "setting") for sheet in shown] == [["C-Seg", "F-Seg", "C-Mask", "F-Mask"]]

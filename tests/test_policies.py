@@ -123,6 +123,16 @@ def test_a_failed_case_whose_reference_is_unknown_has_a_lesion_that_was_missed()
     assert resolved["n_lesions_found"].tolist() == [0, row("02")["n_lesions_found"]]
 
 
+def test_what_a_failed_case_could_not_read_is_known_from_other_runs() -> None:
+    unread = {"failed": True, "n_lesions_reference": 0}
+    rows = [row("01", **unread), row("02", **unread), row("03", **unread), row("01"), row("02", **NO_REFERENCE)]
+    resolved = apply_policy(pd.DataFrame(rows), DEFAULT)
+    assert resolved["n_lesions_reference"].tolist() == [2, 0, 1, 2, 0]
+    assert resolved["included"].tolist() == [True, False, True, True, False], (
+        "as in every other run: methods average the same cases"
+    )
+
+
 def test_a_failed_case_without_lesion_is_excluded_and_has_no_false_positive_volume() -> None:
     resolved = apply_policy(
         pd.DataFrame([row("01", failed=True, empty_reference=True, n_lesions_reference=0)]), DEFAULT

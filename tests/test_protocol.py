@@ -37,6 +37,10 @@ BAD_PROTOCOLS: dict[str, tuple[Callable[[Tree], object], str]] = {
         lambda tree: tree["stages"]["tumor-fine"]["roi"].update(mask_margin_mm=[7.5, -20, 20]),
         "stages.tumor-fine.roi.mask_margin_mm.1: Input should be greater than or equal to 0",
     ),
+    "no setting to rank": (
+        lambda tree: tree["stages"]["tumor-fine"].update(code="T"),
+        r"stages have the codes \[.*'T'\]: the last one must be 'F', F-Seg is the setting that is ranked",
+    ),
     "a center twice": (
         lambda tree: tree.update(centers=["MSD", "RENJI", "RENJI"]),
         "named more than once among centers and support_centers: RENJI",

@@ -81,6 +81,15 @@ def test_three_seeds_give_an_interval_and_a_spread() -> None:
     assert sheet.rows[2][2].startswith("-32.0 [")
 
 
+@pytest.mark.parametrize(
+    ("centers", "words"), [(5, "seeds and patients, these centers only"), (6, "centers, which are resampled")]
+)
+def test_the_interval_says_what_it_is_over(centers: int, words: str) -> None:
+    """From six centers up the bootstrap resamples centers."""
+    response = table(falling(centers=[f"c{number}" for number in range(centers)], seeds=3))
+    assert f"95 % interval over {words};" in " ".join(to_sheet(response).heading)
+
+
 def test_the_table_says_what_it_is_of() -> None:
     sheet = to_sheet(table(falling(("erm", "randconv"))))
     assert sheet.heading[0].startswith("PHANTOM DATA")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from cli_calls import mistake
+from leaderboard_runs import spec_of
 
 from dgbench.atomic import read_json, write_json
 from dgbench.cli import call
@@ -274,6 +276,15 @@ def test_mistakes_are_one_line(
     }
     assert message in mistake(capsys, ["shift", *(f"--{name}={value}" for name, value in options.items())])
     assert not (tmp_path / "cache").exists()
+
+
+def test_the_heading_says_of_a_control_row_that_it_is_one() -> None:
+    def plan(method: str, factor: int) -> Any:
+        spec = spec_of(method, "MSD", 0, draws_factor=factor, protocol={"ranked": False})
+        return SimpleNamespace(own=SimpleNamespace(spec=spec), request=SimpleNamespace(overrides=("preset.width=16",)))
+
+    _, words = shift._heading([plan("erm", 1), plan("erm_long", 3)])
+    assert words == "bench, not ranked; control row with 3× the draws, not ranked: erm_long; preset.width=16"
 
 
 def test_strengths_are_sorted_and_named_once() -> None:

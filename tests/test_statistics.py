@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain, combinations, product
 from pathlib import Path
 from types import ModuleType
@@ -326,3 +327,12 @@ def test_page_shows_what_the_records_say(study: ModuleType) -> None:
     rates = [found["studentised"] for cell, found in study.finished().items() if cell.n_seeds == 5]
     assert len(rates) > 30
     assert sorted(rates)[-2] <= study.LIMIT, "only the misread cell may be above"
+
+
+def test_from_six_centers_up_one_may_have_a_single_case() -> None:
+    """Centers are resampled: only the interval of that center alone needs cases."""
+    table = random_table(centers=7)
+    values = {center: scores[:, :, :1] if center == "C3" else scores for center, scores in table.values.items()}
+    for one in compare(replace(table, values=values)):
+        assert one.overall.interval is not None
+        assert [center for center, difference in one.centers.items() if difference.interval is None] == ["C3"]

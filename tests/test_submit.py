@@ -101,6 +101,28 @@ class TestSubmit:
         with pytest.raises(DgbenchError, match="file"):
             write_record(only(runs), tmp_path / "file")
 
+    def test_a_run_is_found_from_the_folder_beside_it(
+        self, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = only(runs).path
+        for word in (".", "..", f"../{path.name}", "../../erm", "../../.."):
+            monkeypatch.chdir(path)
+            records = tmp_path / word.replace("/", "-").replace(".", "x")
+            assert call(submit(Path(word), records)) == 0
+            assert [run.relative for run in iter_runs(records) if run.spec.method.name == "erm"] == [
+                only(runs).relative
+            ]
+
+    def test_a_folder_that_has_too_few_above_it_holds_no_run(
+        self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = only(runs).path
+        deep = len(path.parents)
+        monkeypatch.setattr("dgbench.verification.collect.DEPTH", deep + 1)
+        line = mistake(capsys, submit(path, tmp_path))
+        assert line.startswith(f"{path}: a run lies {deep + 1} folders below its runs folder")
+        assert "no finished run of preset mini there" in mistake(capsys, submit(path.parent, tmp_path))
+
     def test_half_a_run_becomes_no_record(self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shutil.copytree(runs, tmp_path / "runs")
         run = only(tmp_path / "runs")
@@ -161,6 +183,48 @@ class TestSubmit:
         record.rename(moved)
         rehash(moved)
         assert "what follows from its evaluation gives" in mistake(capsys, ["verify", str(tmp_path / "records")])
+
+    def test_a_hollow_mask_with_the_surface_of_the_reference_is_verified(self, tmp_path: Path) -> None:
+        """Its DSC is below 1, and no surface voxel is away from one of the other mask."""
+        reference = np.zeros((9, 9, 9), bool)
+        reference[3:6, 3:6, 3:6] = True
+        hollow = reference.copy()
+        hollow[4, 4, 4] = False
+        run = import_predictions(
+            [("MSD/a", hollow, reference, (1.0, 1.0, 1.0))],
+            name="closed",
+            heldout="MSD",
+            protocol="phantom",
+            preset="bench",
+            runs=tmp_path / "runs",
+        )
+        (row,) = run.cases().to_dict("records")
+        assert (row["dsc"] < 1, row["assd"], row["nsd"], row["hd95"]) == (True, 0, 1, 0)
+        assert call(["submit", str(run.path), f"--to={tmp_path / 'records'}"]) == 0
+        assert call(["verify", str(tmp_path / "records")]) == 0
+
+    @pytest.mark.parametrize("short", ["aaa", "zzz"])
+    def test_a_record_with_fewer_cases_is_refused_wherever_it_stands(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], short: str
+    ) -> None:
+        reference = np.zeros((8, 12, 12), bool)
+        reference[2:6, 4:8, 4:8] = True
+        cases = [(f"MSD/{case}", np.roll(reference, 1, axis=1), reference, (2.0, 1.0, 1.0)) for case in "abc"]
+        for name, own in ((short, cases[:2]), ("middle", cases)):
+            import_predictions(
+                own,
+                name=name,
+                heldout="MSD",
+                protocol="phantom",
+                preset="bench",
+                runs=tmp_path / "runs",
+                evaluated=dict.fromkeys(("fingerprint", "content"), "0" * 64),
+            )
+        assert call(["submit", str(tmp_path / "runs"), f"--to={tmp_path / 'records'}"]) == 0
+        capsys.readouterr()
+        text = mistake(capsys, ["verify", str(tmp_path / "records")])
+        assert f"MSD/{short}/seed0-" in text.partition(": ")[0]
+        assert "2 held-out cases, without MSD/c of phantom/MSD/middle/" in text
 
 
 def test_committed_table_is_made_of_the_committed_records(capsys: pytest.CaptureFixture[str]) -> None:

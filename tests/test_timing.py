@@ -195,6 +195,13 @@ def test_times_of_a_busy_machine_are_said_to_be(capsys: pytest.CaptureFixture[st
         assert ("60 % of the processor was in use" in err) is said
         assert "1.50 [1.25, 1.75]" in out
         assert "(MSD/MSD_0000 in turns)" in out
+    for ndim, tta, flips in ((3, True, "8 flips"), (2, True, "4 flips"), (3, False, "no flips")):
+        task = TINY.protocol.task.model_copy(update={"ndim": ndim})
+        protocol = TINY.protocol.model_copy(update={"task": task})
+        preset = TINY.preset.model_copy(update={"tta": tta})
+        changed = TINY.model_copy(update={"protocol": protocol, "preset": preset})
+        _print_times({**measured, "busy_percent": 3.0}, changed, ListFormat.table)
+        assert f"one crop of each stage, {flips};" in capsys.readouterr().out
 
 
 def test_what_counts_and_what_measures_are_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:

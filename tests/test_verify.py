@@ -49,6 +49,32 @@ def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def change_log(name: str, **values: Any) -> Callable[[Path], None]:
+    """The first row of a log of the last stage holds these values."""
+
+    def edit(record: Path) -> None:
+        first, *others = log_rows(record / "tumor-fine" / name)
+        write_log(record / "tumor-fine" / name, [first | values, *others])
+
+    return edit
+
+
+def borrow_steps(record: Path) -> None:
+    """Two rows of times whose numbers of steps come to the same sum."""
+    path = record / "tumor-fine" / "times.jsonl"
+    first, second, *others = log_rows(path)
+    write_log(path, [first | {"steps": -20}, second | {"steps": 60}, *others])
+
+
+def equal_but_apart(rows: pd.DataFrame) -> pd.DataFrame:
+    """A case without any error whose centers are apart."""
+    found = official(rows)
+    rows.loc[found, "volume_prediction_mm3"] = rows.loc[found, "volume_reference_mm3"]
+    rows.loc[found, ["dsc", "nsd"]] = 1.0
+    rows.loc[found, ["assd", "assd_two_means", "hd95", "hd95_max"]] = 0.0
+    return rows
+
+
 def change_validation(record: Path) -> None:
     path = record / "tumor-fine" / "validation.jsonl"
     rows = log_rows(path)
@@ -107,6 +133,10 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda record: change(record / "spec.json", lambda spec: spec | {"command": f"{spec['command']} --seed 7"}),
         "command has --seed 7, the run is of 0",
     ),
+    "another seed with a colon": (
+        lambda record: change(record / "spec.json", lambda spec: spec | {"command": f"{spec['command']} --seed 7:7"}),
+        "command has --seed 7:7, the run is of 0",
+    ),
     "weights": (
         lambda record: (record / "tumor-fine" / "best.safetensors").write_bytes(b"x"),
         "tumor-fine/best.safetensors: is no part of a record",
@@ -115,13 +145,8 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda record: (record / "evaluation" / "times.parquet").write_bytes(b"x"),
         "its cost cannot be read (Parquet file size is 1 bytes",
     ),
-    "a time below zero": (
-        lambda record: write_log(
-            record / "tumor-fine" / "times.jsonl",
-            [row | {"seconds": -1e9} for row in log_rows(record / "tumor-fine" / "times.jsonl")],
-        ),
-        "its cost cannot be read (tumor-fine/times.jsonl: seconds: Input should be greater than or equal to 0",
-    ),
+    "a time below zero": (change_log("times.jsonl", seconds=-5), "times.jsonl: 20 steps in -5 s"),
+    "steps below zero": (borrow_steps, "times.jsonl: -20 steps in "),
     "parameters": (
         lambda record: change(
             record / "cost.json", lambda cost: cost | {"table-vi": cost["table-vi"] | {"params": -1}}
@@ -133,6 +158,10 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a DSC above one": (set_dsc(1.2), "dsc is outside of 0 to 1"),
     "an NSD of its own": (set_official(nsd=1.0), "nsd and hd95 contradict each other at 3 mm"),
     "an ASSD of its own": (set_official(assd=0.02), "assd is smaller than nsd and hd95 allow"),
+    "a centroid of its own": (
+        lambda record: change_rows(record, equal_but_apart),
+        "dsc and the surface distances contradict each other",
+    ),
     "a DSC gone": (set_dsc(float("nan")), "dsc is missing"),
     "an official DSC raised": (set_dsc(0.5, ("source-val",)), "differs between source-val and last-step"),
     "a row removed": (
@@ -163,6 +192,22 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "best_step is 1200, the best of validation.jsonl gives 4800",
     ),
     "a validation changed": (change_validation, "validation.jsonl gives"),
+    "a validation in words": (
+        change_log("validation.jsonl", dsc="x"),
+        "tumor-fine: a field is missing or of another kind",
+    ),
+    "a number in words": (
+        change_log("validation.jsonl", dsc="0.5"),
+        "tumor-fine: a field is missing or of another kind",
+    ),
+    "a validation that overflows": (
+        change_log("validation.jsonl", dsc=10**400),
+        "tumor-fine: a field is missing or of another kind (int too large",
+    ),
+    "a validation of another center": (
+        change_log("validation.jsonl", center="MSD"),
+        "validation.jsonl: center of RENJI/RENJI_0006 at step 1200 is MSD",
+    ),
     "a validation removed": (
         lambda record: write_log(
             record / "tumor-fine" / "validation.jsonl", log_rows(record / "tumor-fine" / "validation.jsonl")[:-1]
@@ -216,6 +261,16 @@ FORGED: dict[str, tuple[Callable[[Path], Any], str]] = {
             lambda spec: rekeyed(spec | {"train_keys": spec["train_keys"] | {"tumor-fine": "0" * 64}, "version": 4}),
         ),
         "train_keys.tumor-fine",
+    ),
+    "an evaluation of no content": (
+        lambda record: change(
+            record / "evaluation" / "spec.json", lambda spec: rekeyed(spec | {"content": None, "version": 4})
+        ),
+        "evaluation/spec.json: version or content is of another kind",
+    ),
+    "an evaluation of no version": (
+        lambda record: change(record / "evaluation" / "spec.json", lambda spec: rekeyed(spec | {"version": "x"})),
+        "evaluation/spec.json: version or content is of another kind",
     ),
     "an unfinished evaluation": (
         lambda record: write_status(record / "evaluation", "running"),

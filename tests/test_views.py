@@ -115,6 +115,15 @@ def test_an_empty_table_starts_with_a_method_that_it_shows(
     assert f"start with: dgbench run --protocol phantom --method {method} --heldout MSD" in capsys.readouterr().out
 
 
+def test_a_command_names_the_file_of_a_protocol_that_is_not_shipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: phantom\nname: mine\n", encoding="utf-8")
+    assert call(["leaderboard", "--runs", str(tmp_path), "--protocol", str(path)]) == 0
+    assert f"start with: dgbench run --protocol {path} --method erm" in capsys.readouterr().out
+
+
 def test_what_cannot_be_shown_is_one_line(five_seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = ["leaderboard", "--runs", str(five_seeds)]
     line = mistake(capsys, [*runs, "--threshold", "0.45"])

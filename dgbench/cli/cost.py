@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgbench.cli import options
-from dgbench.errors import DgbenchError
+from dgbench.errors import DgbenchError, NotApplicable
 
 if TYPE_CHECKING:
-    from dgbench.protocol import ResolvedProtocol
+    from dgbench.info import MethodInfo
+    from dgbench.protocol import Protocol, ResolvedProtocol
 
 
 REPEATS = 20
@@ -63,13 +64,13 @@ def cost(
 ) -> None:
     """Parameters and operations (1e9) of a method's networks, the sum of its stages, for one crop each. Nothing is trained or read; with
     --time, steps on random crops are."""
+    from dgbench.cli.sweep import methods_of
     from dgbench.evaluation.run_cost import method_cost
-    from dgbench.info import MethodInfo
     from dgbench.launch.machine import this_machine
     from dgbench.launch.settings import split_overrides
     from dgbench.launch.timing import time_methods, timed_cases
     from dgbench.protocol import load_protocol
-    from dgbench.registry import discover, find_method
+    from dgbench.registry import find_method
 
     if time and convention is not None:
         raise DgbenchError(f"--convention {convention}: counts operations, --time measures — leave one out")
@@ -81,14 +82,12 @@ def cost(
     contract = load_protocol(protocol)
     preset_overrides, method_overrides = split_overrides(settings or [])
     resolved = contract.resolve(preset, preset_overrides)
-    names = method.split(",")
-    if names == ["all"]:
-        names = [name for name, found in discover().items() if isinstance(found, MethodInfo)]
-    if len(names) > 1 and method_overrides:
+    infos = [find_method(name) for name in methods_of(method)]
+    if len(infos) > 1 and method_overrides:
         raise DgbenchError(f"--set {next(iter(method_overrides))}=…: name one method, settings belong to one")
     n_sources = contract.n_sources
+    infos = _possible(infos, contract)
     if time:
-        infos = [find_method(name) for name in names]
         chosen = {info.name: (info, info.configure(method_overrides)) for info in infos}
         machine = this_machine(resolved.preset.precision, device=device, threads=threads, devices=1)
         cache = cache.expanduser()
@@ -97,8 +96,7 @@ def cost(
         _print_times(measured, resolved, form)
         return
     rows = []
-    for name in names:
-        info = find_method(name)
+    for info in infos:
         whole = method_cost(info, info.configure(method_overrides), resolved, n_sources)[convention.value]
         rows.append(
             {
@@ -138,6 +136,24 @@ def cost(
     )
 
 
+def _possible(infos: "list[MethodInfo]", protocol: "Protocol") -> "list[MethodInfo]":
+    """The methods that can be run under ``protocol``; the others are told as n/a, with the reason. Raises DgbenchError where none can."""
+    where, possible, reasons = f"protocol {protocol.name}", [], []
+    for info in infos:
+        try:
+            info.check_dims(protocol.task.ndim, where)
+            info.check_sources(protocol.n_sources, where)
+        except NotApplicable as error:
+            reasons.append(f"n/a: {error}")
+        else:
+            possible.append(info)
+    if not possible:
+        raise DgbenchError(reasons[0])
+    for reason in reasons:
+        typer.echo(reason, err=True)
+    return possible
+
+
 def _print_times(measured: dict[str, Any], resolved: "ResolvedProtocol", form: options.ListFormat) -> None:
     from dgbench.launch.timing import BUSY
 
@@ -167,7 +183,7 @@ def _print_times(measured: dict[str, Any], resolved: "ResolvedProtocol", form: o
         form,
     )
     where = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value is not None)
-    flips = "eight flips" if resolved.preset.tta else "no flips"
+    flips = f"{2**resolved.protocol.task.ndim} flips" if resolved.preset.tta else "no flips"
     cases = (
         f"case: all of the method's stages on a case ({', '.join(measured['cases'])} in turns), each in the ROI around the reference, "
         "as an untrained network finds none"

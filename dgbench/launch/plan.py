@@ -139,9 +139,7 @@ def _resolve(request: RunRequest) -> tuple[MethodInfo, Settings]:
     if request.seed < 0:
         raise DgbenchError(f"--seed {request.seed}: a seed is a whole number from 0 up")
     info = find_method(request.method)
-    if protocol.task.ndim not in info.dims:
-        works = " or ".join(f"{ndim}D" for ndim in sorted(info.dims))
-        raise NotApplicable(f"method {info.name} works in {works}, protocol {protocol.name} is {protocol.task.ndim}D")
+    info.check_dims(protocol.task.ndim, f"protocol {protocol.name}")
     if request.devices > 1 and info.one_device is not None:
         raise NotApplicable(f"method {info.name} runs on one device: {info.one_device}")
     settings = resolve_settings(protocol, request.preset, info, request.heldout, request.overrides, request.config)
@@ -161,7 +159,7 @@ def plan_run(request: RunRequest) -> RunPlan:
     folder, identity = data_folder(request.data, request.cache, resolved)
     centers = load_centers(folder, protocol)
     split = make_split(protocol, centers, request.heldout)
-    _check_sources(info, split, f"{request.heldout} held out")
+    info.check_sources(len(split.sources) - len(split.support), f"{request.heldout} held out")
     builder = _Builder(request, resolved, centers, split, _machine(request, resolved), identity)
     shared_names = protocol.shared_stages
     own_names = [name for name in protocol.stages if name not in shared_names]
@@ -183,17 +181,11 @@ def plan_without(run: RunPlan, source: str) -> FolderPlan:
         NotApplicable: the method needs more source centers.
     """
     request, first, split = run.request, run.own.training[0], run.split.without(source)
-    _check_sources(first.info, split, f"{request.heldout} held out and without {source}")
+    n_sources = len(split.sources) - len(split.support)
+    first.info.check_sources(n_sources, f"{request.heldout} held out and without {source}")
     builder = _Builder(request, run.resolved, run.centers, split, _machine(request, run.resolved), run.identity)
     stages = [job.stage for job in run.own.training]
     return builder.folder_plan(first.info.name, first.info, first.config, stages, {})
-
-
-def _check_sources(info: MethodInfo, split: Split, where: str) -> None:
-    if (n_sources := len(split.sources) - len(split.support)) < info.min_sources:
-        raise NotApplicable(
-            f"method {info.name} needs at least {info.min_sources} source centers, with {where} there are {n_sources}"
-        )
 
 
 def run_key(

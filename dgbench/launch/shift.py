@@ -29,6 +29,7 @@ from dgbench.launch.plan import (
 )
 from dgbench.launch.worker import run_job
 from dgbench.leaderboard import policies
+from dgbench.leaderboard.notes import stamp_words, stamps_of
 from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.response import Response, gather
 from dgbench.protocol import ResolvedProtocol
@@ -250,13 +251,16 @@ def respond(
 
 
 def _heading(plans: Sequence[RunPlan]) -> list[str]:
-    """What was run; then what must be said beside every number of it."""
+    """What was run; then what must be said beside every number of it, and of which methods."""
     told = plans[0].own.spec.protocol
     lines = [
         f"protocol {told.name} version {told.version} ({told.content[:8]}), preset {told.preset}, setting {OFFICIAL.setting}, "
         f"threshold {OFFICIAL.threshold_text}, checkpoint {OFFICIAL.checkpoint}, policy {OFFICIAL.policy}"
     ]
-    words = list(dict.fromkeys(stamp for plan in plans for stamp in plan.own.spec.protocol.stamps))
+    specs: dict[str, list[RunSpec]] = {}
+    for plan in plans:
+        specs.setdefault(plan.own.spec.method.name, []).append(plan.own.spec)
+    words = stamp_words({method: stamps_of(own) for method, own in specs.items()})
     return [*lines, "; ".join([*words, *plans[0].request.overrides])]
 
 
@@ -281,7 +285,7 @@ def _official_only(resolved: ResolvedProtocol) -> ResolvedProtocol:
 
 
 def _identity(plan: RunPlan, part: FolderPlan, shifted: Shifted, brief: ResolvedProtocol) -> dict[str, Any]:
-    """What a point is of; as for an evaluation (``execute.evaluation_identity``), with the axis and its strength."""
+    """What a point is of; as for an evaluation (``jobs.evaluation_identity``), with the axis and its strength."""
     record = {
         "version": EVALUATION,
         "numbers": NUMBERS,

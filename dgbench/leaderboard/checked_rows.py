@@ -96,6 +96,8 @@ def _misfit(cases: "pa.Table") -> str | None:
             names = chunk.dictionary
             if names.nbytes > MAX_TEXT and compute.max(compute.binary_length(names)).as_py() > MAX_TEXT:
                 return f"{column} holds a text of more than {MAX_TEXT} bytes"
+    if holes := cases["failed"].null_count:
+        return f"{holes} rows without failed"
     for batch in cases.select(NUMBERS).combine_chunks().to_batches():
         values = np.asarray(batch.to_tensor(null_to_nan=True, row_major=False))
         if holes := int(np.isnan(values[:, NUMBERS.index("threshold")]).sum()):

@@ -9,7 +9,7 @@ fills it.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -19,13 +19,15 @@ from dgbench.leaderboard import notes as notes_on
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.comparisons import statistics_of
 from dgbench.leaderboard.costs import RunCost, common_machine, row_cost
+from dgbench.leaderboard.holes import Place, damaged, elsewhere, hole_of, place_of
+from dgbench.leaderboard.ranking import ranks
 from dgbench.leaderboard.records import (
     NO_THRESHOLD,
     OFFICIAL,
-    UNREADABLE,
     Record,
     View,
     comparable_groups,
+    place_words,
     read_records,
     refuse_partial,
     start_command,
@@ -39,14 +41,12 @@ from dgbench.leaderboard.results import (
     Score,
     Table,
 )
-from dgbench.leaderboard.rows import RowKey, baseline_of, retarget, row_labels, tuning_command
-from dgbench.leaderboard.run_results import NOTHING_LEFT, Result, Results, counts_of_one_seed, summaries
+from dgbench.leaderboard.rows import RowKey, baseline_of, row_labels
+from dgbench.leaderboard.run_results import Result, Results, counts_of_one_seed, summaries
 from dgbench.leaderboard.statistics import BASELINE
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 from dgbench.store.tiers import lowest_tier
-
-NOT_RUN = "not run"
 
 
 def compile_runs(
@@ -115,6 +115,7 @@ def compile_views(
                 tables=tables,
                 problems=tuple(problems.values()),
                 start=start_command(protocol, preset, root, first_method),
+                options=("--protocol", protocol.word, *place_words(protocol, root)),
             )
         )
     return compiled
@@ -132,14 +133,26 @@ def _tables(
         version, ran = ".".join(record.spec.dgbench.split(".")[:2]), record.spec.protocol
         groups.setdefault((version, ran.version, ran.preset, ran.content), []).append(record)
     order = sorted(groups, key=lambda key: ([-int(part) for part in key[0].split(".")], -key[1], key[2]))
-    return tuple(
-        _table(members, protocol, policy, view, problems) for key in order for members in comparable_groups(groups[key])
-    )
+    tables = []
+    for key in order:
+        comparable = comparable_groups(groups[key])
+        for members in comparable:
+            others = {
+                place_of(one) for group in comparable if group is not members for one in group if one.rows is not None
+            }
+            tables.append(_table(members, protocol, policy, view, problems, others))
+    return tuple(tables)
 
 
 def _table(
-    records: list[Record], protocol: Protocol, policy: policies.Policy, view: View, problems: Mapping[str, str]
+    records: list[Record],
+    protocol: Protocol,
+    policy: policies.Policy,
+    view: View,
+    problems: Mapping[str, str],
+    others: Collection[Place],
 ) -> Table:
+    """The table of comparable ``records``; ``others`` are the places that runs on other data fill in tables of their own."""
     records = refuse_partial(records)
     single, records, resolved = summaries(records, policy)
     rows: dict[RowKey, list[Record]] = {}
@@ -150,6 +163,7 @@ def _table(
     seeds = _seeds(plain or records)
     labels = row_labels(rows)
     heldouts = {center: protocol.heldouts_of(center) for center in centers}
+    every_heldout = [name for names in heldouts.values() for name in names]
     results = Results(single, resolved)
     costs = {key: _costs(members) for key, members in rows.items()}
     baseline = baseline_of(rows)
@@ -162,10 +176,11 @@ def _table(
     for key, members in rows.items():
         expected = _seeds(members) if key.modified or key.imported else seeds
         row, holes = _row(key, labels[key], members, results, heldouts, expected, view)
-        cost = row_cost(costs[key], costs[baseline] if baseline else None, machine)
+        cost = row_cost(costs[key], costs[baseline] if baseline else None, machine, every_heldout)
         row = replace(row, cost=cost, is_baseline=key == baseline)
         compiled.append(row)
-        missing += [_damaged(hole, f"{protocol.name}/{hole.heldout}/{key.method}", problems) for hole in holes]
+        holes = [elsewhere(hole, key, others) for hole in holes]
+        missing += [damaged(hole, f"{protocol.name}/{hole.heldout}/{key.method}", problems) for hole in holes]
     one_run = counts_of_one_seed(single, protocol)
     return Table(
         dgbench=tuple(sorted({record.spec.dgbench for record in records})),
@@ -174,8 +189,10 @@ def _table(
         preset=records[0].spec.protocol.preset,
         ranked=ranked,
         data=_data_label(records),
+        identities=dict(pair for record in records for pair in record.data.items()),
         centers=centers,
         seeds=seeds,
+        baseline=labels[baseline] if baseline else BASELINE,
         n_cases={center: one_run[center]["n"] for center in centers if center in one_run},
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
@@ -208,7 +225,7 @@ def _row(
                 if counted:
                     latest.append(counted[-1])
                 else:
-                    missing.append(_hole(label, cell, members, center, heldout, seed))
+                    missing.append(hole_of(label, cell, members, center, heldout, seed))
                 if len(counted) > 1:
                     notes.append(
                         f"{heldout} seed {seed}: {len(counted)} finished runs, the latest counts ({counted[-1].folder})"
@@ -256,31 +273,6 @@ def _costs(members: list[Record]) -> dict[tuple[str, int], RunCost]:
     return {(r.spec.heldout, r.spec.seed): r.cost for r in ordered if isinstance(r.cost, RunCost)}
 
 
-def _hole(label: str, cell: list[Record], members: list[Record], center: str, heldout: str, seed: int) -> Missing:
-    """The latest attempt at the cell says why it is empty; without any it was not run."""
-    latest = max(cell, key=lambda record: (record.updated, record.folder), default=None)
-    reason = latest.reason if latest and latest.reason else NOT_RUN
-    command = latest.spec.command if latest else _command_for(members, heldout, seed)
-    command = "" if reason.startswith(NOTHING_LEFT) else command
-    return Missing(label=label, center=center, heldout=heldout, seed=seed, reason=reason, command=command)
-
-
-def _damaged(hole: Missing, method: str, problems: Mapping[str, str]) -> Missing:
-    """A hole where a folder of that cell, below the folder ``method``, cannot be read is not one that was never run."""
-    cell = f"{method}/seed{hole.seed}-"
-    told = [f"{UNREADABLE}: {text}" for folder, text in problems.items() if folder.startswith(cell)]
-    return replace(hole, reason=told[0]) if told and hole.reason == NOT_RUN else hole
-
-
-def _command_for(members: list[Record], heldout: str, seed: int) -> str:
-    """The command for a cell that was never run; a center that nothing was tuned for is tuned for first."""
-    here = [record.spec for record in members if record.spec.heldout == heldout]
-    spec = here[0] if here else members[0].spec
-    if spec.tuned is not None and not here:
-        return tuning_command(spec.command, heldout, spec.tuned)
-    return retarget(spec.command, heldout, seed)
-
-
 def _center(finished: Mapping[int, Result], expected: int) -> CenterResult:
     counts: Counter[str] = Counter()
     for result in finished.values():
@@ -292,6 +284,7 @@ def _center(finished: Mapping[int, Result], expected: int) -> CenterResult:
             seed: CountedRun(
                 folders=tuple(record.folder for record in result.records),
                 commands=tuple(record.spec.command for record in result.records),
+                thresholds=tuple(record.threshold for record in result.records if record.threshold is not None),
                 means={metric: value for metric, value in result.means.items() if not math.isnan(value)},
             )
             for seed, result in finished.items()
@@ -343,10 +336,9 @@ def _ranked(rows: Iterable[Row], ranked: bool) -> tuple[Row, ...]:
         return ranked and row.complete and not (row.modified or row.control or row.imported)
 
     rows = list(rows)
-    standings = [dsc(row) for row in rows if rankable(row)]
-    placed = [
-        replace(row, rank=1 + sum(other > dsc(row) for other in standings)) if rankable(row) else row for row in rows
-    ]
+    standing = [row for row in rows if rankable(row)]
+    places = {row.label: place for row, place in zip(standing, ranks([dsc(row) for row in standing]), strict=True)}
+    placed = [replace(row, rank=places[row.label]) if rankable(row) else row for row in rows]
     return tuple(sorted(placed, key=lambda row: (row.imported, row.rank is None, -dsc(row), row.label)))
 
 

@@ -6,7 +6,7 @@ compared only where processor, device, number of devices, precision, threads and
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import TYPE_CHECKING
@@ -42,10 +42,10 @@ class RunCost:
 
 @dataclass(frozen=True, kw_only=True)
 class RowCost:
-    """The cost of a row: means over its runs. Times are of the runs on one machine, the same for all rows of a table (``timed_on``); None
-    where the row has none there. ``train_factor`` is the median over (center, seed) of its ``step_seconds`` relative to the baseline's
-    on the same machine, whichever that is, and ``factor_range`` the least and the greatest; None without such a pair. ``machines``
-    lists where the runs were made."""
+    """The cost of a row. ``params`` are those of any of its runs, operations means over runs. Times are of the runs on one machine, the
+    same for all rows of a table (``timed_on``): means over held-out centers of the means over seeds; None unless there is one for each.
+    ``train_factor`` is the median over (center, seed) of its ``step_seconds`` relative to the baseline's on the same machine, whichever
+    that is, and ``factor_range`` the least and the greatest; None without such a pair. ``machines`` lists where the runs were made."""
 
     params: int
     gflops: float
@@ -123,13 +123,14 @@ def row_cost(
     costs: Mapping[tuple[str, int], RunCost],
     baseline: Mapping[tuple[str, int], RunCost] | None,
     machine: tuple[str, ...] | None,
+    heldouts: Collection[str],
 ) -> RowCost | None:
-    """The cost of a row from those of its runs by (center, seed), relative to the runs of ``baseline``, with times of the runs on
-    ``machine``; None without any."""
+    """The cost of a row from those of its runs by (held-out center, seed), relative to the runs of ``baseline``, with times of the runs on
+    ``machine`` at all ``heldouts``; None without any run."""
     if not costs:
         return None
     every = list(costs.values())
-    timed = [cost for cost in every if cost.machine == machine]
+    timed = [[cost for (at, _), cost in costs.items() if at == name and cost.machine == machine] for name in heldouts]
     factors = [
         cost.step_seconds / baseline[cell].step_seconds
         for cell, cost in costs.items()
@@ -140,9 +141,9 @@ def row_cost(
         gflops=fmean(cost.gflops for cost in every),
         deployed_params=every[0].deployed_params,
         deployed_gmacs=fmean(cost.deployed_gmacs for cost in every),
-        seconds_per_case=_mean(cost.seconds_per_case for cost in timed),
-        seconds_per_round=_mean(cost.seconds_per_round for cost in timed),
-        train_seconds=_mean(cost.train_seconds for cost in timed),
+        seconds_per_case=_over_centers([[cost.seconds_per_case for cost in runs] for runs in timed]),
+        seconds_per_round=_over_centers([[cost.seconds_per_round for cost in runs] for runs in timed]),
+        train_seconds=_over_centers([[cost.train_seconds for cost in runs] for runs in timed]),
         train_factor=median(factors) if factors else None,
         factor_range=(min(factors), max(factors)) if factors else None,
         timed_on=None if machine is None else ", ".join(machine),
@@ -150,7 +151,7 @@ def row_cost(
     )
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """The mean of what is known; None of nothing."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+def _over_centers(values: Iterable[Iterable[float | None]]) -> float | None:
+    """The mean over centers of the means of what is known; None where a center knows nothing: centers take different times."""
+    known = [[value for value in center if value is not None] for center in values]
+    return fmean(map(fmean, known)) if known and all(known) else None

@@ -33,6 +33,12 @@ class TableStatistics:
     robustness: tuple[SchemeRanks, ...]
     notes: tuple[str, ...]
 
+    def evidence_of(self, label: str) -> Evidence | None:
+        """What its seeds permit one to say of a row: of its comparison where it has one, else of its standing; None without either."""
+        if (one := self.comparisons.get(label)) is not None:
+            return one.evidence
+        return self.evidence if label in self.standings else None
+
 
 class Family(NamedTuple):
     """Rows that are compared with one ``baseline``, by label; their p are adjusted among them. Without ``claims`` they have no p."""

@@ -89,7 +89,7 @@ CSV_COLUMNS = (
     *("status", "rank", "method", "center", "seeds", "n", "n_excluded", "n_empty_prediction", "n_failed"),
     *(name for metric in (*METRICS, *AMONG_DETECTED, *DETECTION) for name in (metric, f"{metric}_sd")),
     *QUARTILES,
-    *("evidence", "difference", "difference_low", "difference_high", "p_holm", "effect_size"),
+    *("evidence", "baseline", "difference", "difference_low", "difference_high", "p_holm", "effect_size"),
     *("rank_low", "rank_high", "p_best", "tier", "worst_center"),
     *("params", "gflops", "deployed_params", "deployed_gmacs", "seconds_per_case", "seconds_per_round"),
     *("train_seconds", "train_factor"),
@@ -102,7 +102,7 @@ def to_csv(compiled: Compiled, published: Published | None = None) -> str:
     """One line per row and center, one per row for its mean, one per missing run and per reported number; comment lines first.
 
     DSC and NSD are in points, distances in mm; ``status`` says ranked, unranked, imported, incomplete, missing or reported. ``difference``
-    is that of DSC to the baseline, at the center or of the mean.
+    is that of DSC to the row named as ``baseline``, at the center or of the mean.
     """
     view = compiled.view
     text = io.StringIO()
@@ -166,8 +166,10 @@ def _csv_rows(row: Row, statistics: TableStatistics | None, is_ranked: bool) -> 
     one = statistics.comparisons.get(row.label) if statistics else None
     place = statistics.standings.get(row.label) if statistics else None
     shared = {"status": status, "rank": row.rank, "method": row.label, "record": row.record}
-    if row.complete and is_ranked and statistics and (one or not row.imported):
-        shared["evidence"] = statistics.evidence
+    if one:
+        shared["baseline"] = one.baseline
+    if is_ranked and statistics:
+        shared["evidence"] = statistics.evidence_of(row.label)
     for center, result in row.centers.items():
         gap = "" if result.scores else f"{len(result.finished_seeds)} of {len(row.seeds)} seeds finished"
         difference = _csv_difference(one.centers[center]) if one else {}

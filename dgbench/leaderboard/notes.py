@@ -7,24 +7,39 @@ from pydantic import JsonValue
 
 from dgbench.leaderboard.records import Record
 from dgbench.leaderboard.results import CenterResult
+from dgbench.store.folder import RunSpec
 from dgbench.store.selection import Selection
 
 
 def stamps(members: Sequence[Record]) -> tuple[str, ...]:
     """What must be said beside every number of a row made of ``members``."""
-    if members[0].spec.method.imported:
+    return stamps_of([run.spec for run in members])
+
+
+def stamps_of(specs: Sequence[RunSpec]) -> tuple[str, ...]:
+    """What must be said beside every number of a row made of the runs ``specs``."""
+    if specs[0].method.imported:
         return ("imported, not trained under this protocol",)
-    found = [*dict.fromkeys(stamp for run in members for stamp in run.spec.protocol.stamps)]
-    found += members[0].spec.environment.stamps
-    if (factor := members[0].spec.method.draws_factor) != 1:
+    found = [*dict.fromkeys(stamp for spec in specs for stamp in spec.protocol.stamps)]
+    found += specs[0].environment.stamps
+    if (factor := specs[0].method.draws_factor) != 1:
         found.append(f"control row with {factor}× the draws, not ranked")
-    if (tuned := members[0].spec.tuned) is not None and not members[0].spec.protocol.modified:
+    if (tuned := specs[0].tuned) is not None and not specs[0].protocol.modified:
         how = "on source validation" if tuned.selection is Selection.SOURCE_VAL else f"by {tuned.selection}"
         found.append(f"tuned {how}, {tuned.trials} trials for each center")
-    devices = sorted({f"{run.spec.environment.device} {run.spec.environment.precision}" for run in members})
+    devices = sorted({f"{spec.environment.device} {spec.environment.precision}" for spec in specs})
     if len(devices) > 1:
         found.append(f"mixed devices: {', '.join(devices)}")
     return tuple(found)
+
+
+def stamp_words(rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stamps of ``rows`` (by label), each once: alone where it holds for every row, else with the rows it holds for."""
+    found: dict[str, list[str]] = {}
+    for label, row_stamps in rows.items():
+        for stamp in row_stamps:
+            found.setdefault(stamp, []).append(label)
+    return [stamp if len(labels) == len(rows) else f"{stamp}: {', '.join(labels)}" for stamp, labels in found.items()]
 
 
 def common_config(members: Sequence[Record]) -> dict[str, JsonValue]:

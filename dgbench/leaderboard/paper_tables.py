@@ -96,14 +96,21 @@ def paper_table_sheets(
 
     ``compiled`` holds the runs in each setting of the table, under the threshold, checkpoint and policy that were asked for.
     """
-    groups: dict[tuple[object, ...], dict[str, Table]] = {}
+    groups: list[dict[str, Table]] = []
     for setting, result in compiled.items():
         for table in result.tables:
-            identity = (table.dgbench, table.protocol_version, table.content, table.preset, table.data)
-            groups.setdefault(identity, {})[setting] = table
+            beside_it = (
+                tables
+                for tables in groups
+                if setting not in tables and all(_comparable(table, one) for one in tables.values())
+            )
+            home = next(beside_it, None)
+            if home is None:
+                groups.append(home := {})
+            home[setting] = table
     first = next(iter(compiled.values()))
     sheets: list[Sheet] = []
-    for tables in groups.values():
+    for tables in groups:
         if sheet := _sheet(wanted, first, tables):
             sheets.append(sheet)
             holes: dict[tuple[Missing, ...], list[str]] = {}
@@ -123,6 +130,14 @@ def paper_table_sheets(
     if published is not None:
         sheets.append(_reported(wanted, published))
     return [sheet for sheet in sheets if sheet.rows or sheet.heading]
+
+
+def _comparable(one: Table, other: Table) -> bool:
+    """Whether two tables of different settings are of the same protocol, preset, version and data."""
+    return (
+        (one.dgbench, one.protocol_version, one.content, one.preset)
+        == (other.dgbench, other.protocol_version, other.content, other.preset)
+    ) and all(other.identities.get(name, identity) == identity for name, identity in one.identities.items())
 
 
 def _sheet(wanted: PaperTable, compiled: Compiled, tables: Mapping[str, Table]) -> Sheet | None:
@@ -182,7 +197,7 @@ def _lines(wanted: PaperTable, setting: str, table: Table, absent: Sequence[str]
 def _sweep(compiled: Compiled, table: Table, methods: Sequence[str]) -> str:
     """The command that runs ``methods`` wherever the table has runs."""
     what = ["--method", ",".join(methods), "--heldout", ",".join(table.centers), "--seeds", str(max(table.seeds) + 1)]
-    return shlex.join(["dgbench", "sweep", "--protocol", compiled.protocol, "--preset", table.preset, *what])
+    return shlex.join(["dgbench", "sweep", *compiled.options, "--preset", table.preset, *what])
 
 
 def _cells(scores: Mapping[str, Score]) -> tuple[str, ...]:

@@ -97,7 +97,8 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
     volume where the reference is empty, else ``NaN``.
 
     A failed row tells of the reference (``empty_reference``, ``n_lesions_reference``) as any other; the rest may be missing. Where its
-    reference could not be read either, it is taken for one lesion, the least that a held-out case has.
+    reference could not be read either, it is taken from the rows of other runs of the case; without any, for one lesion, the least that a
+    held-out case has.
 
     Raises:
         DgbenchError: a column is missing, or a row that did not fail lacks a value that its flags call for.
@@ -108,6 +109,13 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
     always = pd.Series(True, index=rows.index)
     failed = _flag(rows, "failed", needed=always)
     empty_reference = _flag(rows, "empty_reference", needed=always)
+    _complete(rows, rows["n_lesions_reference"], always)
+    lesions = rows["n_lesions_reference"]
+    if (unread := failed & ~empty_reference & (lesions == 0)).any():
+        case = [rows["center"], rows["case"]]
+        empty_reference |= unread & empty_reference.groupby(case, observed=True).transform("any")
+        told = lesions.groupby(case, observed=True).transform("max")
+        lesions = lesions.where(~unread | empty_reference, told.clip(lower=1))
     empty_prediction = _flag(rows, "empty_prediction", needed=~failed) | failed
     detected = ~empty_reference & ~empty_prediction
     included = ~empty_reference if policy.exclude_empty_reference else always
@@ -120,14 +128,12 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
         _complete(rows, raw, detected)
         constant = float("nan") if value is None else value
         resolved[column] = raw.where(detected, constant).where(included)
-    _complete(rows, rows["n_lesions_reference"], always)
-    unread = failed & ~empty_reference & (rows["n_lesions_reference"] == 0)
-    resolved["n_lesions_reference"] = rows["n_lesions_reference"].where(~unread, 1)
+    resolved["n_lesions_reference"] = lesions
     for column in ("n_lesions_found", "n_false_positive", "volume_prediction_mm3"):
         _complete(rows, rows[column], ~failed)
         resolved[column] = rows[column].where(~failed, 0)
-    lesions = ["n_lesions_reference", "n_lesions_found", "n_false_positive"]
-    resolved[lesions] = resolved[lesions].astype("int64")
+    counts = ["n_lesions_reference", "n_lesions_found", "n_false_positive"]
+    resolved[counts] = resolved[counts].astype("int64")
     resolved["false_positive_mm3"] = resolved["volume_prediction_mm3"].astype("float64").where(empty_reference)
     resolved["failed"] = failed
     resolved["empty_reference"] = empty_reference

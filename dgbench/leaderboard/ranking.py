@@ -127,6 +127,11 @@ def rank(scores: FloatArray) -> NDArray[np.int64]:
     return ranks.reshape(scores.shape)
 
 
+def ranks(means: Sequence[float]) -> list[int]:
+    """:func:`rank` of single numbers, higher is better."""
+    return rank(np.array(means, dtype=np.float64)).tolist() if means else []
+
+
 def p_best(draws: FloatArray) -> FloatArray:
     """The share of resamples in which each method is best, (methods,); ties are split.
 

@@ -76,11 +76,15 @@ RUNS_AT_ONCE = 50
 
 def start_command(protocol: Protocol, preset: str | None, root: Path, method: str = BASELINE) -> str:
     """The command of a first run of ``protocol``, into ``root`` unless that holds runs already, as the records of others."""
-    words = ["dgbench", "run", "--protocol", protocol.name, "--method", method, "--heldout", protocol.heldouts[0]]
+    words = ["dgbench", "run", "--protocol", protocol.word, "--method", method, "--heldout", protocol.heldouts[0]]
     words += ["--preset", preset] if preset else []
-    words += ["--data", "DIR"] if protocol.kind == "patient" else []
-    words += ["--runs", str(root)] if root != Path("runs") and not any(run_paths(root)) else []
-    return shlex.join(words)
+    return shlex.join([*words, *place_words(protocol, root)])
+
+
+def place_words(protocol: Protocol, root: Path) -> tuple[str, ...]:
+    """The options of a command that trains: where its data are, and where runs go unless ``root`` holds the records of others."""
+    data = ("--data", "DIR") if protocol.kind == "patient" else ()
+    return (*data, "--runs", str(root)) if root != Path("runs") and not any(run_paths(root)) else data
 
 
 def check_root(root: Path, protocol: Protocol) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
-from dgbench.leaderboard.resampling import bootstrap, intervals
+from dgbench.leaderboard.resampling import CENTERS_RESAMPLED_FROM, bootstrap, intervals
 from dgbench.leaderboard.scores import FloatArray
 from dgbench.leaderboard.sheets import BANNERS, UNDEFINED, Sheet, points
 from dgbench.leaderboard.statistics import evidence, smoke_stamp
@@ -78,8 +78,8 @@ class Response:
         return change
 
     def interval(self, method: str) -> tuple[FloatArray, FloatArray] | None:
-        """The 95 % interval of :meth:`change` by the two-way (seed × patient) bootstrap, centers fixed; None where there are too few seeds
-        for one, or a single case."""
+        """The 95 % interval of :meth:`change` by the bootstrap (:mod:`dgbench.leaderboard.resampling`): two-way (seed × patient), centers
+        fixed; from six centers up, centers are resampled instead. None where there are too few seeds for one, or a single case."""
         if not evidence(len(self.seeds)).has_interval or min(self.counts.values()) < 2:
             return None
         at = self.strengths.index(self.neutral)
@@ -204,7 +204,9 @@ def to_sheet(response: Response) -> Sheet:
 def _interval_words(response: Response) -> str:
     if response.interval(response.methods[0]) is None:
         return "without an interval, which needs three seeds and two cases"
-    return "95 % interval over seeds and patients, these centers only"
+    if len(response.centers) < CENTERS_RESAMPLED_FROM:
+        return "95 % interval over seeds and patients, these centers only"
+    return "95 % interval over centers, which are resampled"
 
 
 def _cells(response: Response, method: str) -> list[tuple[str, str]]:

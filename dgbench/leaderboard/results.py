@@ -9,7 +9,6 @@ from dgbench.leaderboard import policies
 from dgbench.leaderboard.costs import RowCost
 from dgbench.leaderboard.evidence import TableStatistics
 from dgbench.leaderboard.records import View
-from dgbench.leaderboard.statistics import BASELINE
 from dgbench.store.manifest import Tier
 
 METRICS = ("dsc", "nsd", "asd", "hd95", "centroid")
@@ -40,10 +39,11 @@ class Score:
 @dataclass(frozen=True, kw_only=True)
 class CountedRun:
     """What a row has at one center with one seed: a run, or in-domain the runs of all folds together. Their folders below the runs root,
-    the commands that made them, and the means over all their cases; an undefined one is absent."""
+    the commands that made them, the threshold of the rows of each, and the means over all their cases; an undefined one is absent."""
 
     folders: tuple[str, ...]
     commands: tuple[str, ...]
+    thresholds: tuple[float, ...]
     means: Mapping[str, float]
 
 
@@ -121,7 +121,8 @@ class Missing:
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed; ``statistics`` are of the complete,
-    unmodified rows."""
+    unmodified rows. ``identities`` are those of all data that the rows depend on, ``data`` is that of training in words. With
+    the row called ``baseline`` the others are compared, or would be."""
 
     dgbench: tuple[str, ...]
     protocol_version: int
@@ -129,18 +130,15 @@ class Table:
     preset: str
     ranked: bool
     data: str
+    identities: Mapping[str, str]
     centers: tuple[str, ...]
     seeds: tuple[int, ...]
+    baseline: str
     n_cases: Mapping[str, int]
     n_excluded: Mapping[str, int]
     rows: tuple[Row, ...]
     missing: tuple[Missing, ...]
     statistics: TableStatistics | None
-
-    @property
-    def baseline(self) -> str:
-        """The label of the row that others are compared with, or would be."""
-        return next((row.label for row in self.rows if row.is_baseline), BASELINE)
 
     def only(self, row: Row) -> "Table":
         """The table with this row alone, and what it misses."""
@@ -151,7 +149,7 @@ class Table:
 class Compiled:
     """All tables of one protocol in one view, newest dgbench and protocol version first; ``folds`` where it is in-domain; ``first_seeds``
     where runs with later seeds were left out; ``problems``: folders that cannot be read. NSD is at ``nsd_tolerance_mm``. ``start`` is the
-    command of a first run."""
+    command of a first run; ``options`` are those that any command for these runs takes."""
 
     protocol: str
     kind: Literal["phantom", "patient"]
@@ -163,6 +161,7 @@ class Compiled:
     tables: tuple[Table, ...]
     problems: tuple[str, ...]
     start: str
+    options: tuple[str, ...]
 
 
 def seeds_text(compiled: Compiled, table: Table) -> str:

@@ -92,7 +92,8 @@ class Results(NamedTuple):
         if len(records) == 1 or self.resolved is None:
             return self.single[records[0].folder]
         rows = self.resolved[self.resolved["folder"].isin([record.folder for record in records])]
-        (line,) = policies.summarise(rows.assign(cell=0), by=["cell"]).to_dict("records")
+        # each run is a training of its own, and may have a threshold of its own
+        (line,) = policies.summarise(rows.assign(cell=0, threshold=0.0), by=["cell"]).to_dict("records")
         return _result(tuple(records), line)
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
+from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.sheets import BANNERS, NOTES, UNDEFINED, Sheet, describe_policy
+from dgbench.leaderboard.thresholds import OFFICIAL_THRESHOLD
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunSpec
 
@@ -25,38 +27,26 @@ def run_settings(protocol: Protocol) -> dict[str, str]:
     return {setting: name.replace("-", ", ") for setting, name in words.items()}
 
 
-def run_table(
-    cases: "pd.DataFrame",
-    *,
-    spec: RunSpec,
-    protocol: Protocol,
-    threshold: float = 0.5,
-    checkpoint: str = "source-val",
-    policy: str = "default",
-) -> Sheet:
-    """What one run achieved: a line per setting, means over the cases of the held-out center, source-validation DSC beside.
+def run_table(cases: "pd.DataFrame", *, spec: RunSpec, protocol: Protocol) -> Sheet:
+    """What one run achieved: a line per setting, means over the cases of the held-out center, source-validation DSC beside; with the
+    official threshold, checkpoint and policy.
 
     Args:
         cases: raw rows of the run's evaluation, with those of its shared pancreas run where they exist.
         spec: the run's spec; names method, held-out center, seed and preset in the heading.
         protocol: the protocol, for its metric constants.
-        threshold: the threshold of the tumor rows; pancreas rows are always taken at 0.5.
-        checkpoint: ``source-val`` or ``last-step``.
-        policy: ``default`` or ``paper``.
 
     Raises:
-        DgbenchError: the policy is unknown, or ``cases`` holds no such rows or lacks a column or a value.
+        DgbenchError: ``cases`` holds no such rows or lacks a column or a value.
     """
     import numpy as np
 
-    rule = policies.resolve(policy, protocol)
-    shared = [protocol.stages[name].code for name in protocol.shared_stages]
-    wanted = np.where(cases["setting"].isin(shared), 0.5, threshold)
-    rows = cases[(cases["checkpoint"] == checkpoint) & np.isclose(cases["threshold"], wanted, atol=1e-6)]
+    rule = policies.resolve(OFFICIAL.policy, protocol)
+    view = f"threshold {OFFICIAL.threshold_text}, checkpoint {OFFICIAL.checkpoint}"
+    at_half = np.isclose(cases["threshold"], OFFICIAL_THRESHOLD, atol=1e-6)
+    rows = cases[(cases["checkpoint"] == OFFICIAL.checkpoint) & at_half]
     if rows.empty:
-        raise DgbenchError(
-            f"evaluation holds no rows for checkpoint {checkpoint}, threshold {threshold:g} — evaluate the run again"
-        )
+        raise DgbenchError(f"evaluation holds no rows for {view} — evaluate the run again")
     resolved = policies.apply_policy(rows, rule)
     summary = policies.summarise(resolved, by=["setting", "role", "center"]).to_dict("records")
     columns = ("stage", "setting", "DSC", "ASD", "HD95", "centroid", "cases", "source-val DSC", NOTES)
@@ -87,7 +77,7 @@ def run_table(
         heading=(
             BANNERS[spec.protocol.kind],
             f"{spec.method.name}, held-out {spec.heldout}, seed {spec.seed}; protocol {preset.name} version {preset.version}, "
-            f"preset {preset.preset}{f' ({stamp})' if stamp else ''}; threshold {threshold:g}, checkpoint {checkpoint}",
+            f"preset {preset.preset}{f' ({stamp})' if stamp else ''}; {view}",
             describe_policy(rule),
             "DSC in points (0–100), distances in mm; source-val DSC: equal-weight mean over the source centers",
         ),

@@ -99,7 +99,8 @@ class Difference:
 class Comparison:
     """One method minus the baseline.
 
-    ``overall``: equal-weight mean over centers; ``centers``: each center by itself, always with centers fixed. ``p`` and ``p_holm``
+    ``overall``: equal-weight mean over centers; ``centers``: each center by itself, always with centers fixed, and without an interval
+    where it has a single case. ``p`` and ``p_holm``
     (adjusted over all compared methods), in (0, 1], are of the overall difference and present with evidence ``claim`` only.
     ``effect_size``: see :func:`effect_size`; ``None`` where undefined.
     """
@@ -144,7 +145,9 @@ def compare(
     grade = evidence(len(table.seeds), claims=claims)
     overall, p = _differences(differences, grade, level, n_resamples, seed)
     by_center = {
-        center: _differences({center: array}, grade, level, n_resamples, seed)[0]
+        center: _differences(
+            {center: array}, grade if array.shape[2] > 1 else Evidence.SMOKE, level, n_resamples, seed
+        )[0]
         for center, array in differences.items()
     }
     adjusted = holm(p) if grade.has_p_value else p

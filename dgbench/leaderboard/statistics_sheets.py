@@ -31,7 +31,7 @@ def statistics_sheets(table: Table, found: TableStatistics) -> list[Sheet]:
         if one is None and place is None and not (row.is_baseline and row.complete):
             continue
         centers = one.centers if one else {}
-        overall, p = difference_cells(one)
+        overall, p = difference_cells(one, table.baseline)
         lines.append(
             (
                 row.label,
@@ -90,11 +90,13 @@ def _standing_cells(place: Standing | None) -> tuple[str, ...]:
     )
 
 
-def difference_cells(one: Comparison | None) -> tuple[str, str]:
-    """The difference of the mean over centers, and its adjusted p; blank where there is none."""
+def difference_cells(one: Comparison | None, baseline: str) -> tuple[str, str]:
+    """The difference of the mean over centers, and its adjusted p; blank where there is none. One to another row than the ``baseline`` that
+    the column is headed with names it."""
     if one is None:
         return BLANK, BLANK
-    return difference_text(one.overall), BLANK if one.p_holm is None else p_text(one.p_holm)
+    other = "" if one.baseline == baseline else f" to {one.baseline}"
+    return difference_text(one.overall) + other, BLANK if one.p_holm is None else p_text(one.p_holm)
 
 
 def p_text(p: float) -> str:

@@ -154,7 +154,7 @@ def cost_sheet(table: Table) -> Sheet:
     ]
     return Sheet(
         heading=(
-            "Cost of the method's stages together, means over runs",
+            "Cost of the method's stages together",
             "parameters, GFLOPs: the convention of the paper's Table VI, training network, one crop of each stage; deployed: what "
             f"predicts; s per case: its stages, flips included; s per round: of the last stage; × {table.baseline}: steps × median "
             f"step time, relative to the run of {table.baseline} with the same center and seed on the same kind of machine (median over "
@@ -173,7 +173,7 @@ def times_text(table: Table) -> str:
     (machine,) = {cost.timed_on for cost in costs}
     others = sorted({name for cost in costs for name in cost.machines} - {machine})
     left = f"; runs on other machines give no seconds ({'; '.join(others)})" if others else ""
-    return f"times as the runs had them, not on an idle machine: {machine}{left}"
+    return f"times as the runs had them, not on an idle machine: {machine}{left}; means over centers, of rows that have such a run at each"
 
 
 def imported_sheet(table: Table) -> Sheet:
@@ -191,7 +191,7 @@ def imported_sheet(table: Table) -> Sheet:
             *("not ours", row.label),
             *(center_cell(table, row, center) for center in table.centers),
             number("dsc", row.mean["dsc"]) if row.complete else "incomplete",
-            *(difference_cells(found.comparisons.get(row.label)) if found else ()),
+            *(difference_cells(found.comparisons.get(row.label), table.baseline) if found else ()),
             *(number(metric, row.mean.get(metric)) if row.complete else BLANK for metric in metrics),
             *(detection_cell(metric, row.mean.get(metric)) if row.complete else BLANK for metric in counted),
             *("unknown", row.seeds_text, "; ".join(row.notes)),

@@ -1,5 +1,6 @@
 """Which runs are meant by folders on the command line."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -20,10 +21,14 @@ def finished_runs(folders: Sequence[Path], preset: str | None, skipped: Callable
     """
     found: dict[Path, RunFolder] = {}
     for folder in folders:
-        place = folder.absolute()
+        place = Path(os.path.abspath(folder))  # without "..", by which runs are told apart
         if not place.is_dir():
             raise DgbenchError(f"{folder}: no such folder — name run folders, or folders with runs below them")
         named = (place / "spec.json").is_file()
+        if named and len(place.parents) < DEPTH:
+            raise DgbenchError(
+                f"{folder}: a run lies {DEPTH} folders below its runs folder — name it there, not a copy of its folder"
+            )
         for run in [read_run(place.parents[DEPTH - 1], place)] if named else _below(place):
             reason = _unfit(run, preset)
             if reason is None:
@@ -43,7 +48,9 @@ def siblings(runs: Iterable[RunFolder]) -> list[RunFolder]:
 def _below(folder: Path) -> list[RunFolder]:
     """The runs below a folder that lies anywhere from a runs folder down to the folder of a method."""
     specs = sorted(path for depth in range(1, DEPTH + 1) for path in folder.glob("*/" * depth + "spec.json"))
-    roots = dict.fromkeys(path.parents[DEPTH] for path in specs if path.parent.name.startswith("seed"))
+    roots = dict.fromkeys(
+        path.parents[DEPTH] for path in specs if path.parent.name.startswith("seed") and len(path.parents) > DEPTH
+    )
     return [run for root in roots for run in iter_runs(root) if folder in run.path.parents]
 
 

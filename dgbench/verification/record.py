@@ -9,6 +9,7 @@ from typing import Any
 
 from dgbench import __version__
 from dgbench.atomic import read_json, read_jsonl
+from dgbench.data.splits import center_of
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.imported import imported_key
 from dgbench.evaluation.metrics import NUMBERS
@@ -119,7 +120,9 @@ def _check_command(record: Record) -> None:
     if not record.shared:
         named["--name" if spec.method.imported else "--method"] = spec.method.name
     for option, value in named.items():
-        if (found := said.get(option)) != value and ":" not in (found or ""):  # a plugin may be named by its class
+        found = said.get(option)
+        by_class = option == "--method" and ":" in (found or "")  # a plugin may be named so
+        if found != value and not by_class:
             raise DgbenchError(f"{path}: command has {option} {found}, the run is of {value}")
 
 
@@ -234,7 +237,7 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         if heldout or spec.heldout in split["sources"]:
             raise DgbenchError(f"{path}: {(heldout or [spec.heldout])[0]} of the held-out center was trained on")
         _check_result(folder, steps, steps * devices * resolved.cases_per_step(name), split["validation"], resolved)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DgbenchError(
             f"{folder}: a field is missing or of another kind ({error}) — submit the run again"
         ) from None
@@ -260,14 +263,16 @@ def _draws_factor(record: Record, name: str, resolved: ResolvedProtocol) -> int:
 
 def _check_result(folder: Path, steps: int, draws: int, validated: list[str], resolved: ResolvedProtocol) -> None:
     """Steps and draws are the budget, and the selected step is the best of the stored validations."""
-    path, log = folder / "result.json", folder / "validation.jsonl"
+    path, log, clock = folder / "result.json", folder / "validation.jsonl", folder / "times.jsonl"
     result = read_json(path)
     budget = f"the budget of preset {resolved.preset_name}"
     _equal(path, "steps", result["steps"], steps, budget)
     _equal(path, "draws", result["draws"], draws, budget)
-    _equal(
-        folder / "times.jsonl", "steps", sum(row["steps"] for row in read_jsonl(folder / "times.jsonl")), steps, budget
-    )
+    times = read_jsonl(clock)
+    _equal(clock, "steps", sum(row["steps"] for row in times), steps, budget)
+    for row in times:
+        if not (row["steps"] > 0 and 0 <= row["seconds"] < math.inf):
+            raise DgbenchError(f"{clock}: {row['steps']} steps in {row['seconds']} s — submit the run again")
     rows = read_jsonl(log)
     expected = [
         (step, case) for step in sorted(validation_steps(steps, resolved.preset.validations)) for case in validated
@@ -277,13 +282,18 @@ def _check_result(folder: Path, steps: int, draws: int, validated: list[str], re
         missing = sorted(set(expected) - set(found))
         what = f"no validation of {missing[0][1]} at step {missing[0][0]}" if missing else "validations too many"
         raise DgbenchError(f"{log}: {len(found)} rows, expected {len(expected)}: {what} — submit the run again")
+    for row in rows:
+        if row["center"] != center_of(row["case"]):
+            raise DgbenchError(
+                f"{log}: center of {row['case']} at step {row['step']} is {row['center']} — submit the run again"
+            )
     best, best_step = -math.inf, None
     for step in dict.fromkeys(row["step"] for row in rows):
         here = [row for row in rows if row["step"] == step]
-        scores = [math.nan if row["dsc"] is None else float(row["dsc"]) for row in here]
+        scores = [math.nan if row["dsc"] is None else row["dsc"] for row in here]
         if any(not 0 <= score <= 1 for score in scores if not math.isnan(score)):
             raise DgbenchError(f"{log}: a DSC at step {step} is outside of 0 to 1")
-        mean = center_mean(scores, [str(row["case"]).partition("/")[0] for row in here])
+        mean = center_mean(scores, [row["center"] for row in here])
         if mean > best:
             best, best_step = mean, step
     _equal(path, "best_step", result["best_step"], best_step, "the best of validation.jsonl")
@@ -296,7 +306,10 @@ def _check_evaluation(record: Record, resolved: ResolvedProtocol) -> None:
     path = record.path / "evaluation" / "spec.json"
     stated = read_json(path)
     identity = {field: value for field, value in stated.items() if field != "key"}
-    early = not record.spec.method.imported and identity.get("version", 0) <= KEYED_WITHOUT_NUMBERS
+    version = identity.get("version", 0)
+    if not (isinstance(version, int) and isinstance(identity.get("content"), str)):
+        raise DgbenchError(f"{path}: version or content is of another kind — submit the run again")
+    early = not record.spec.method.imported and version <= KEYED_WITHOUT_NUMBERS
     keyed = {field: value for field, value in identity.items() if not (early and field == "numbers")}
     _equal(path, "key", stated.get("key"), key_of(keyed), "what follows from its other fields")
     trained = {name: stage.key for name, stage in record.spec.stages.items()}

@@ -159,7 +159,8 @@ def _impossible(frame: "pd.DataFrame", tolerance_mm: float) -> Iterator[tuple[st
     with np.errstate(invalid="ignore", divide="ignore"):
         bound = 2 * np.minimum(reference, prediction) / (reference + prediction)
     yield "dsc is larger than its volumes allow", both & (dsc > bound + 1e-9)
-    yield "dsc and the surface distances contradict each other", both & ((dsc == 1) != (column("assd") == 0))
+    apart = np.logical_or.reduce([column(name) > 0 for name in DISTANCES])
+    yield "dsc and the surface distances contradict each other", both & (dsc == 1) & apart
     nsd, assd, hd95 = column("nsd"), column("assd"), column("hd95")
     far = np.where(nsd == 1, np.maximum(hd95, column("hd95_max")), hd95) > tolerance_mm + 2 * TOLERANCE_SLACK_MM
     yield f"nsd and hd95 contradict each other at {tolerance_mm:g} mm", both & far & (nsd > 0.975 + ROUNDING)

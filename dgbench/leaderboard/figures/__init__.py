@@ -6,9 +6,11 @@ features) are named on it. Equal run folders give equal bytes under one release 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from dgbench.atomic import unwritable
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard.figures.board import Board, Drawing, NothingToDraw, Options
 from dgbench.leaderboard.figures.style import Form, plain_settings, save
@@ -51,7 +53,8 @@ def check_names(only: str | None) -> tuple[str, ...]:
 
 
 def draw_figures(board: Board, names: Iterable[str], folder: Path, form: Form, options: Options) -> Iterator[Written]:
-    """Draw the figures ``names`` of ``board`` into ``folder`` as ``<name>.<form>``, further pages as ``<name>-2.<form>``.
+    """Draw the figures ``names`` of ``board`` into ``folder`` as ``<name>.<form>``, further pages as ``<name>-2.<form>``; pages beyond
+    them, which an earlier drawing left, are removed.
 
     Raises:
         DgbenchError: a file of a run is damaged, or a figure cannot be written.
@@ -66,7 +69,24 @@ def draw_figures(board: Board, names: Iterable[str], folder: Path, form: Form, o
                 continue
             files = []
             for number, sheet in enumerate(drawing.sheets, start=1):
-                path = folder / (f"{name}.{form}" if number == 1 else f"{name}-{number}.{form}")
+                path = _page(folder, name, form, number)
                 save(sheet.figure, path, form, board.heading(FIGURES[name])[0])
                 files.append(path)
+            _remove_pages(folder, name, form, first=len(files) + 1)
         yield Written(name, tuple(files), tuple(drawing.undrawn))
+
+
+def _page(folder: Path, name: str, form: Form, number: int) -> Path:
+    return folder / (f"{name}.{form}" if number == 1 else f"{name}-{number}.{form}")
+
+
+def _remove_pages(folder: Path, name: str, form: Form, first: int) -> None:
+    """Remove the page ``first`` and those that follow it without a gap."""
+    for number in count(first):
+        path = _page(folder, name, form, number)
+        if not path.is_file():
+            return
+        try:
+            path.unlink()
+        except OSError as error:
+            raise unwritable(path, error) from error

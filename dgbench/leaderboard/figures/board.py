@@ -1,7 +1,7 @@
 """What figures are drawn from: one table of a leaderboard, with the run folder behind each of its cells."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,10 +10,12 @@ from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.compile import compile_runs
 from dgbench.leaderboard.figures.style import Sheet, new_sheet
+from dgbench.leaderboard.notes import stamp_words
 from dgbench.leaderboard.records import OFFICIAL, View
 from dgbench.leaderboard.results import Compiled, Row, Table, seeds_text
 from dgbench.leaderboard.sheets import BANNERS
 from dgbench.leaderboard.statistics import smoke_stamp
+from dgbench.leaderboard.tables import oracle_text
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunFolder, read_run
 
@@ -37,13 +39,15 @@ class Drawing(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished run: one row of the table, one held-out center (in-domain a fold of it), one seed."""
+    """A finished run: one row of the table, one held-out center (in-domain a fold of it), one seed. ``threshold`` is that of its rows,
+    which a rule may have chosen."""
 
     label: str
     center: str
     seed: int
     run: RunFolder
     view: View
+    threshold: float
     policy: policies.Policy
 
     @cached_property
@@ -53,7 +57,7 @@ class Cell:
 
         raw = self.run.cases()
         chosen = (raw["role"] == "held-out") & (raw["setting"] == self.view.setting)
-        chosen &= (raw["checkpoint"] == self.view.checkpoint) & np.isclose(raw["threshold"], self.view.threshold)
+        chosen &= (raw["checkpoint"] == self.view.checkpoint) & np.isclose(raw["threshold"], self.threshold)
         return policies.apply_policy(raw[chosen], self.policy)
 
     @property
@@ -65,13 +69,15 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """One table and its cells: rows in the order of the table, then centers, then seeds. ``older`` counts tables of the same preset
-    that are not comparable with this one; ``intensities`` says what stored slices show."""
+    that are not comparable with this one; ``intensities`` says what stored slices show. ``imported`` names the prediction sets of the
+    table, which no figure draws."""
 
     compiled: Compiled
     table: Table
     intensities: str
     cells: Sequence[Cell]
     older: int = 0
+    imported: Sequence[str] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -93,24 +99,19 @@ class Board:
         return holes[0].partition(":")[0] if holes else "not run"
 
     def heading(self, title: str) -> list[str]:
-        """Phantom or patients first; then what the numbers are of; then the stamps of the rows."""
+        """Phantom or patients first; then what the numbers are of, and what the held-out center told; then the stamps of the rows."""
         table, view = self.table, self.compiled.view
         seeds = seeds_text(self.compiled, table)
         lines = [
             f"{BANNERS[self.compiled.kind]} · {title}",
             f"protocol {self.compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
-            f"setting {view.setting}, threshold {view.threshold:g}, checkpoint {view.checkpoint}, policy {view.policy}; seeds {seeds}",
+            f"setting {view.setting}, threshold {view.threshold_text}, checkpoint {view.checkpoint}, policy {view.policy}; seeds {seeds}",
         ]
-        return [*lines, *self.stamps()]
+        return [*lines, *filter(None, [oracle_text(view).strip()]), *self.stamps()]
 
     def stamps(self) -> list[str]:
         """What must be said beside every number: once where it holds for every row, else with the rows it holds for."""
-        found: dict[str, list[str]] = {}
-        for label in self.labels:
-            for stamp in _stamps(self.of(label)):
-                found.setdefault(stamp, []).append(label)
-        every = len(self.labels)
-        words = [stamp if len(rows) == every else f"{stamp}: {', '.join(rows)}" for stamp, rows in found.items()]
+        words = stamp_words({label: self.row(label).stamps for label in self.labels})
         if self.table.ranked and (smoke := smoke_stamp(len(self.table.seeds))):
             words.append(smoke)
         if not self.table.ranked and not any("not ranked" in word for word in words):
@@ -126,17 +127,14 @@ class Board:
             f"missing runs ({len(holes)}), never averaged over: {shortened(holes, '(`dgbench leaderboard` lists all)')}"
         ]
 
+    def not_drawn(self) -> list[str]:
+        """The imported prediction sets by name, in one line; nothing where there is none."""
+        return [f"imported prediction sets are not drawn: {', '.join(self.imported)}"] if self.imported else []
+
     def sheet(self, width: float, body: float, title: str, footer: Iterable[str] = ()) -> Sheet:
-        """A sheet with the heading of this board, and ``footer`` and the missing runs below."""
+        """A sheet with the heading of this board, and ``footer``, the missing runs and what is not drawn below."""
         version = f"dgbench {', '.join(self.table.dgbench)}; data {self.table.data}"
-        return new_sheet(width, body, self.heading(title), [*footer, *self.missing(), version])
-
-
-def _stamps(cells: Sequence[Cell]) -> list[str]:
-    found = [*cells[0].run.spec.protocol.stamps, *cells[0].run.spec.environment.stamps]
-    if (factor := cells[0].run.spec.method.draws_factor) != 1:
-        found.append(f"control row with {factor}× the draws, not ranked")
-    return found
+        return new_sheet(width, body, self.heading(title), [*footer, *self.missing(), *self.not_drawn(), version])
 
 
 def shortened(words: Sequence[str], rest: str, most: int = MOST_NAMED) -> str:
@@ -190,22 +188,26 @@ def load_board(
 
 
 def board_of(compiled: Compiled, table: Table, root: Path, protocol: Protocol, older: int = 0) -> Board:
-    """The board of one table of the runs under ``root``; ``older`` tables of other runs are told beside."""
+    """The board of the trained rows of one table of the runs under ``root``; ``older`` tables of other runs are told beside."""
+    trained = tuple(row for row in table.rows if not row.imported)
+    imported = [row.label for row in table.rows if row.imported]
     cells = [
-        Cell(row.label, center, seed, read_run(root, root / folder), compiled.view, compiled.policy)
-        for row in table.rows
+        Cell(row.label, center, seed, read_run(root, root / folder), compiled.view, threshold, compiled.policy)
+        for row in trained
         for center in table.centers
         for seed, run in sorted(row.centers[center].runs.items())
-        for folder in run.folders
+        for folder, threshold in zip(run.folders, run.thresholds, strict=True)
     ]
+    holes = tuple(hole for hole in table.missing if hole.label not in imported)
+    drawn = replace(table, rows=trained, missing=holes)
     shown = protocol.task.intensity
     between = f"{shown.low:g} to {shown.high:g}".replace("-", "−")
     intensities = f"percentiles {between}" if shown.kind == "percentile" else f"intensities {between} (CT: HU)"
-    return Board(compiled=compiled, table=table, intensities=intensities, cells=cells, older=older)
+    return Board(compiled=compiled, table=drawn, intensities=intensities, cells=cells, older=older, imported=imported)
 
 
 def _has_runs(row: Row) -> bool:
-    return any(result.runs for result in row.centers.values())
+    return not row.imported and any(result.runs for result in row.centers.values())
 
 
 class Options(NamedTuple):

@@ -46,9 +46,13 @@ def read_curve(cell: Cell, stage: str) -> Curve | None:
     lacking = {"step", "center", "dsc"} - set(rows)
     if lacking:
         raise DgbenchError(f"{path}: no {', '.join(sorted(lacking))} in its rows — damaged or foreign, run again")
-    per_center = rows.assign(dsc=rows["dsc"].astype(float)).groupby(["step", "center"])["dsc"].mean()
-    means = per_center.groupby("step").mean().dropna().sort_index()
-    steps, values = means.index.to_numpy(dtype=np.int64), 100 * means.to_numpy(dtype=np.float64)
+    try:
+        per_center = rows.assign(dsc=rows["dsc"].astype(float)).groupby(["step", "center"])["dsc"].mean()
+        means = per_center.groupby("step").mean().dropna().sort_index()
+        steps, values = means.index.to_numpy(dtype=np.int64), 100 * means.to_numpy(dtype=np.float64)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        problem = " ".join(str(error).split())
+        raise DgbenchError(f"{path}: not a readable log ({problem}) — damaged or foreign, run again") from error
     return Curve(cell.label, cell.center, stage, cell.seed, steps, values) if len(steps) else None
 
 

@@ -6,6 +6,7 @@ Every panel is one network: features of two networks have nothing in common, so 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,13 +38,15 @@ FloatArray = NDArray[np.float64]
 @dataclass(frozen=True, eq=False)
 class Embedding:
     """One network's pooled features. ``features`` (n, channels) are standardised per channel, ``place`` (n, 2) is their map (without
-    unit), ``center`` and ``tissue`` (n,) tell the points apart; ``skipped`` counts pooled features with a value that is no number."""
+    unit), ``center``, ``tissue`` and whether the case is ``heldout`` (n,) tell the points apart; ``skipped`` counts pooled features with a
+    value that is no number."""
 
     cell: Cell
     features: FloatArray
     place: FloatArray
     center: NDArray[np.str_]
     tissue: NDArray[np.str_]
+    heldout: NDArray[np.bool_]
     perplexity: float
     skipped: int
 
@@ -112,6 +115,7 @@ def embed(cell: Cell) -> Embedding | str:
         place=project(features),
         center=rows["center"].to_numpy(dtype=str)[finite],
         tissue=rows["tissue"].to_numpy(dtype=str)[finite],
+        heldout=(rows["role"] == "held-out").to_numpy(dtype=bool)[finite],
         perplexity=perplexity_for(len(features)),
         skipped=int((~finite).sum()),
     )
@@ -211,19 +215,17 @@ def _frame(axis: "Axes") -> None:
 
 def _scatter(axis: "Axes", entry: Embedding, colours: Mapping[str, str]) -> None:
     """Source cases first, so that the held-out ones lie on top."""
-    heldout = entry.cell.center
-    for center in sorted(colours, key=lambda name: name == heldout):
-        for tissue, (marker, filled) in TISSUES.items():
-            x, y = entry.place[(entry.center == center) & (entry.tissue == tissue)].T
-            axis.scatter(
-                x,
-                y,
-                s=15 if center == heldout else 8,
-                marker=marker,
-                facecolor=colours[center] if filled else "white",
-                edgecolor="white" if filled else colours[center],
-                linewidth=0.3 if filled else 0.8,
-            )
+    for heldout, center, (tissue, (marker, filled)) in product((False, True), colours, TISSUES.items()):
+        x, y = entry.place[(entry.heldout == heldout) & (entry.center == center) & (entry.tissue == tissue)].T
+        axis.scatter(
+            x,
+            y,
+            s=15 if heldout else 8,
+            marker=marker,
+            facecolor=colours[center] if filled else "white",
+            edgecolor="white" if filled else colours[center],
+            linewidth=0.3 if filled else 0.8,
+        )
     axis.margins(0.07)
     text = (
         f"s tissues {_score(entry, entry.tissue)}, n {len(entry.place)}\n"

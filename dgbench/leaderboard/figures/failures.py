@@ -15,6 +15,7 @@ from dgbench.leaderboard.figures.panels import (
     page_size,
     seeds_of,
     shown_cells,
+    unpictured,
 )
 from dgbench.leaderboard.figures.style import HATCHES, SMALL_PT, TONES, Sheet, finish, numbered, pages
 
@@ -85,8 +86,9 @@ def draw(board: Board, options: Options) -> Drawing:
     found = shares(board, options)
     if not found:
         raise NothingToDraw("no case is counted under the policy")
-    shown, without = shown_cells(board)
-    notes = undrawn(without, len(board.cells), "lack slices for the gallery")
+    reason = unpictured(board.compiled.view)
+    shown, without = ({}, []) if reason else shown_cells(board)
+    notes = [f"no gallery: {reason}"] if reason else undrawn(without, len(board.cells), "lack slices for the gallery")
     cases = hardest(board, shown, options)
     limit = f"DSC below {100 * options.limit:g}"
     if shown and not cases:

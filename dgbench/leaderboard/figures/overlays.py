@@ -13,6 +13,7 @@ from dgbench.leaderboard.figures.panels import (
     page_size,
     seeds_of,
     shown_cells,
+    unpictured,
 )
 from dgbench.leaderboard.figures.style import Sheet, numbered, pages
 
@@ -73,6 +74,8 @@ def choose(board: Board, shown: Shown, by: str | None) -> tuple[list[Choice], in
 
 def draw(board: Board, options: Options) -> Drawing:
     """Three lines per center, at most five methods on a page."""
+    if reason := unpictured(board.compiled.view):
+        raise NothingToDraw(reason)
     shown, without = shown_cells(board)
     notes = undrawn(without, len(board.cells), "lack slices")
     if not shown:

@@ -1,6 +1,7 @@
 """Rows of cases, columns of methods: slices with reference and predicted tumor and the lesion enlarged in a corner."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from dgbench.leaderboard.overlay import (
     line_style,
     whole_field,
 )
+from dgbench.leaderboard.records import OFFICIAL, View
 from dgbench.store.slices import CaseSlice, slice_file
 
 if TYPE_CHECKING:
@@ -50,6 +52,17 @@ class CaseRow(NamedTuple):
     center: str
     case: str
     words: tuple[str, ...]
+
+
+def unpictured(view: View) -> str | None:
+    """Why the numbers of ``view`` have no pictures: run folders keep slices with the masks of the official view alone, whatever the policy.
+    None where they have."""
+    if replace(view, policy=OFFICIAL.policy) == OFFICIAL:
+        return None
+    return (
+        f"pictures are kept of the official view only: setting {OFFICIAL.setting}, threshold {OFFICIAL.threshold_text}, "
+        f"checkpoint {OFFICIAL.checkpoint}"
+    )
 
 
 def keeper(cells: Sequence[Cell], case: str) -> Cell | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from dgbench.leaderboard.figures.board import Board, Drawing, NothingToDraw, Options
 from dgbench.leaderboard.figures.style import finish
+from dgbench.leaderboard.ranking import ranks
 from dgbench.leaderboard.results import Row, seed_means
 from dgbench.leaderboard.sheets import UNRANKED
 
@@ -62,11 +63,9 @@ def strips(board: Board) -> list[Strip]:
 
 def ranks_by_seed(rows: Sequence[Row], seeds: Sequence[int]) -> dict[str, dict[int, int]]:
     """The rank of each complete row in every seed alone, by the mean DSC over centers; equal means share a rank."""
-    means = {row.label: seed_means(row) for row in rows}
-    return {
-        label: {seed: 1 + sum(other[seed] > own[seed] for other in means.values()) for seed in seeds}
-        for label, own in means.items()
-    }
+    means = [seed_means(row) for row in rows]
+    found = {seed: ranks([own[seed] for own in means]) for seed in seeds}
+    return {row.label: {seed: found[seed][place] for seed in seeds} for place, row in enumerate(rows)}
 
 
 def draw(board: Board, options: Options) -> Drawing:

@@ -10,8 +10,8 @@ from dgbench.leaderboard.page.marks import Place, Scale, interval_mark, rank_str
 from dgbench.leaderboard.ranking import Standing
 from dgbench.leaderboard.results import METRICS, Row, Score, Table, seed_means
 from dgbench.leaderboard.sheets import BLANK, HEADERS, number, points
-from dgbench.leaderboard.statistics import BASELINE, Comparison
-from dgbench.leaderboard.statistics_sheets import difference_text, p_text
+from dgbench.leaderboard.statistics import Comparison
+from dgbench.leaderboard.statistics_sheets import difference_cells, p_text
 from dgbench.leaderboard.tables import RECORDS, center_cell, detection_cell, rank_cell
 from dgbench.store.tiers import TIERS
 
@@ -119,7 +119,7 @@ def _columns(table: Table) -> tuple[Column, ...]:
             header=f"DSC − {table.baseline}", group=difference, falling=True, title="points, with the 95 % interval"
         ),
         Column(header="interval", group=difference, falling=True, title="the same, drawn; sorted by the lower end"),
-        Column(header="p (Holm)", group=difference, title="adjusted for all methods that are compared"),
+        Column(header="p (Holm)", group=difference, title="adjusted for all that are compared with the same row"),
         Column(header="effect size", group=difference, falling=True, title="Cohen's d_z over patients"),
         Column(
             header="rank interval", group=standing, title="ranks that the simultaneous 95 % intervals leave possible"
@@ -163,7 +163,7 @@ def _cells(table: Table, row: Row, one: Comparison | None, place: Standing | Non
             for center in table.centers
         ),
         _worst(row),
-        *_difference(row, one, scales.difference),
+        *_difference(table, row, one, scales.difference),
         *_standing(place),
         *(_score(metric, row.mean.get(metric)) if row.complete else EMPTY for metric in METRICS[1:]),
         *(_detection(metric, row) for metric in DETECTION_HEADERS),
@@ -214,14 +214,14 @@ def _ends(one: Comparison) -> tuple[float, ...]:
     return (one.overall.mean, *(one.overall.interval or ()))
 
 
-def _difference(row: Row, one: Comparison | None, scale: Scale | None) -> tuple[Cell, ...]:
+def _difference(table: Table, row: Row, one: Comparison | None, scale: Scale | None) -> tuple[Cell, ...]:
     if one is None or scale is None:
         first = Cell(text="baseline", key=0.0) if row.complete and row.is_baseline else EMPTY
         return (first, EMPTY, EMPTY, EMPTY)
     mean, interval = 100 * one.overall.mean, one.overall.interval
     scaled = None if interval is None else (100 * interval[0], 100 * interval[1])
     return (
-        Cell(text=difference_text(one.overall), key=mean),
+        Cell(text=difference_cells(one, table.baseline)[0], key=mean),
         Cell(text="", key=scaled[0] if scaled else mean, mark=interval_mark(mean, scaled, scale)),
         EMPTY if one.p_holm is None else Cell(text=p_text(one.p_holm), key=one.p_holm),
         EMPTY if one.effect_size is None else Cell(text=f"{one.effect_size:+.2f}", key=one.effect_size),
@@ -281,7 +281,7 @@ def _scale_notes(scales: _Scales) -> Iterable[str]:
         yield f"seeds: one dot each, from {scales.seeds.text} points; the tick is their mean"
     if scales.difference is not None:
         yield (
-            f"interval: from {scales.difference.text} points, the vertical line is 0 (no difference to {BASELINE}); a filled mark "
+            f"interval: from {scales.difference.text} points, the vertical line is 0 (no difference); a filled mark "
             "excludes 0, a hollow one does not or has no interval"
         )
 

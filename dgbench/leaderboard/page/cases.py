@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.checked_rows import as_frame
+from dgbench.leaderboard.figures.panels import unpictured
 from dgbench.leaderboard.overlay import draw_overlays
-from dgbench.leaderboard.page.facts import table_title
+from dgbench.leaderboard.page.facts import table_title, view_facts
 from dgbench.leaderboard.page.folder import Site, file_name
 from dgbench.leaderboard.policies import apply_policy
 from dgbench.leaderboard.records import read_records
 from dgbench.leaderboard.results import Compiled, CountedRun, Table
-from dgbench.leaderboard.sheets import Sheet, points
+from dgbench.leaderboard.sheets import BLANK, Sheet, points
 from dgbench.protocol import Protocol
 from dgbench.store.slices import CaseSlice, slice_file
 
@@ -45,8 +46,8 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class CasePage:
-    """What the template of a case shows: a sheet per table, pictures by table, what the networks knew of it, and the neighbours in its
-    center."""
+    """What the template of a case shows: a sheet per table, pictures by table or why there is none, the ``facts`` of the view, what the
+    networks knew of it, and the neighbours in its center."""
 
     case: str
     center: str
@@ -54,6 +55,8 @@ class CasePage:
     sheets: tuple[Sheet, ...]
     pictures: tuple[Picture, ...]
     without: tuple[str, ...]
+    unpictured: str | None
+    facts: Mapping[str, str]
     standing: str
     before: str | None
     after: str | None
@@ -113,9 +116,10 @@ def size(compiled: Compiled) -> int:
 
 def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> Iterator[CasePage]:
     """One page per case, in the order of centers and cases; its pictures are drawn into ``site``."""
+    reason, facts = unpictured(compiled.view), view_facts(compiled)
     for center, cases in cases_by_center(scores).items():
         for position, case in enumerate(cases):
-            pictures, without = _pictures(compiled, root, scores, case, site)
+            pictures, without = ((), ()) if reason else _pictures(compiled, root, scores, case, site)
             yield CasePage(
                 case=case,
                 center=center,
@@ -123,6 +127,8 @@ def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> It
                 sheets=tuple(_sheet(table, scores, center, case) for table in compiled.tables),
                 pictures=pictures,
                 without=without,
+                unpictured=reason,
+                facts=facts,
                 standing="judged by networks that were trained on other folds of its center"
                 if compiled.folds
                 else "which no method saw in training",
@@ -132,13 +138,15 @@ def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> It
 
 
 def _sheet(table: Table, scores: Scores, center: str, case: str) -> Sheet:
-    """DSC of the case by row and seed."""
-    columns = ("method", *(f"seed {seed}" for seed in table.seeds))
+    """DSC of the case by row and seed; a seed that a row does not owe is blank."""
+    seeds = sorted({seed for row in table.rows for seed in row.seeds})
+    columns = ("method", *(f"seed {seed}" for seed in seeds))
     lines = []
     for row in table.rows:
         runs = row.centers[center].runs if center in row.centers else {}
-        cells = [_found(scores, runs[seed], case) if seed in runs else None for seed in table.seeds]
-        lines.append((row.label, *("no result" if cell is None else cell[1].text for cell in cells)))
+        found = {seed: _found(scores, run, case) for seed, run in runs.items()}
+        texts = dict.fromkeys(row.seeds, "no result") | {seed: one[1].text for seed, one in found.items() if one}
+        lines.append((row.label, *(texts.get(seed, BLANK) for seed in seeds)))
     return Sheet(
         heading=(f"DSC in points — {table_title(table)}",),
         columns=columns,

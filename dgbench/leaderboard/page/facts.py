@@ -30,23 +30,29 @@ PERMITS = {
 
 def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
     """Fact by name, in the order in which they are shown."""
-    view = compiled.view
-    threshold = THRESHOLDS.get(view.threshold_text, f"{view.threshold_text} for all")
     return {
         "Protocol": f"{compiled.protocol} version {table.protocol_version}",
         "Content hash": table.content,
         "Preset": table.preset + ("" if table.ranked else " — not ranked"),
         "Standing": standing(compiled, table),
-        "Setting": view.setting + (" — an oracle: the label places the ROI" if view.setting.endswith("-Mask") else ""),
-        "Selection rule": SELECTION.get(view.checkpoint, view.checkpoint),
-        "Threshold rule": threshold,
-        "Policy": describe_policy(compiled.policy).removeprefix("policy "),
+        **view_facts(compiled),
         "Held-out cases": f"{cases_text(table)}; {troubles(table)}",
         "Seeds": runs_text(compiled, table).removeprefix("seeds "),
         "Missing cells": str(len(table.missing)) + (" — listed below with reason and command" if table.missing else ""),
         "Data": table.data,
         "dgbench": ", ".join(table.dgbench),
         "Units": units(compiled.nsd_tolerance_mm),
+    }
+
+
+def view_facts(compiled: Compiled) -> dict[str, str]:
+    """Which of the stored rows the numbers are of, and whether the held-out center told something."""
+    view = compiled.view
+    return {
+        "Setting": view.setting + (" — an oracle: the label places the ROI" if view.setting.endswith("-Mask") else ""),
+        "Selection rule": SELECTION.get(view.checkpoint, view.checkpoint),
+        "Threshold rule": THRESHOLDS.get(view.threshold_text, f"{view.threshold_text} for all"),
+        "Policy": describe_policy(compiled.policy).removeprefix("policy "),
     }
 
 

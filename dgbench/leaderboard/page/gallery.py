@@ -57,7 +57,7 @@ class Painter(NamedTuple):
         rows = tuple(replace(row, label=printable(row.label)) for row in table.rows)
         board = board_of(self.compiled, replace(table, rows=rows), self.root, self.protocol)
         if not board.cells:
-            return Gallery((), ("no figures: no finished run",))
+            return Gallery((), tuple(board.not_drawn()) or ("no figures: no finished run",))
         pictures: list[Picture] = []
         notes: list[str] = []
         folder = self.site.folder / place

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from dgbench.info import MethodInfo
 from dgbench.leaderboard.page.card import method_card
-from dgbench.leaderboard.page.facts import table_title
+from dgbench.leaderboard.page.facts import table_title, view_facts
 from dgbench.leaderboard.page.gallery import Gallery
 from dgbench.leaderboard.results import METRICS, Compiled, CountedRun, Row, Table
 from dgbench.leaderboard.sheets import BLANK, HEADERS, UNRANKED, Sheet, number, points
@@ -63,7 +63,8 @@ def method_pages(
     rows: dict[str, list[MethodRow]] = {}
     for table in compiled.tables:
         for row in table.rows:
-            rows.setdefault(row.method, []).append(_method_row(table, row, draw(table, row) if draw else None))
+            figures = draw(table, row) if draw else None
+            rows.setdefault(row.method, []).append(_method_row(compiled, table, row, figures))
     return [_page(name, tuple(rows[name]), registry.get(name)) for name in sorted(rows)]
 
 
@@ -77,11 +78,11 @@ def _page(name: str, rows: tuple[MethodRow, ...], info: MethodInfo | BrokenMetho
     return MethodPage(name=name, title=info.title, source=source, card=card, unknown=unknown, rows=rows)
 
 
-def _method_row(table: Table, row: Row, figures: Gallery | None) -> MethodRow:
+def _method_row(compiled: Compiled, table: Table, row: Row, figures: Gallery | None) -> MethodRow:
     alone = table.only(row)
     return MethodRow(
         title=f"{row.label} — {table_title(table)}",
-        facts=_facts(table, row),
+        facts={**_facts(table, row), **view_facts(compiled)},
         figures=figures,
         config={key: _value(value) for key, value in row.config.items()},
         centers=_centers(alone, row),
@@ -105,8 +106,9 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
         "Mean DSC": number("dsc", row.mean["dsc"]) if row.complete else "incomplete, not ranked",
         "Rank": rank_cell(table, row),
         "Seeds": row.seeds_text,
-        "Evidence": _evidence(table, row),
     }
+    if (grade := _evidence(table, row)) is not None:
+        facts["Evidence"] = grade
     if one is not None:
         facts[f"Difference to {one.baseline}"] = difference_text(one.overall) + " points"
         if one.p_holm is not None:
@@ -125,14 +127,18 @@ def _facts(table: Table, row: Row) -> dict[str, str]:
     return facts
 
 
-def _evidence(table: Table, row: Row) -> str:
+def _evidence(table: Table, row: Row) -> str | None:
+    """What the seeds of the row permit, or why nothing; None for a row that is neither compared nor ranked."""
     if not table.ranked:
         return f"none: {UNRANKED}"
     if row.imported and not (table.statistics and row.label in table.statistics.comparisons):
         return f"none: not compared with {table.baseline}"
     if table.statistics is None or not row.complete:
         return "none: no complete row"
-    return table.statistics.evidence.value if table.statistics.evidence else NO_EVIDENCE
+    grade = table.statistics.evidence_of(row.label)
+    if grade is None:
+        return None if table.statistics.evidence else NO_EVIDENCE
+    return grade.value
 
 
 def _centers(table: Table, row: Row) -> Sheet:
