@@ -14,6 +14,7 @@ from dgbench.leaderboard.ranking import (
     standings,
     tiers,
 )
+from dgbench.leaderboard.resampling import LEVEL, bootstrap, critical_value
 from dgbench.leaderboard.scores import ScoreTable
 from dgbench.leaderboard.statistics import compare
 from dgbench.leaderboard.statistics_sheets import difference_text
@@ -185,3 +186,37 @@ def test_test_then_rank_counts_significant_wins() -> None:
     found = {r.scheme: r.ranks for r in robustness([table])}
     assert found["test-then-rank"] == {"m2": 1, "m1": 2, "erm": 3}
     assert "test-then-rank" not in {r.scheme for r in robustness([random_table(seeds=2)])}
+
+
+@pytest.mark.parametrize("n_centers", [3, 6])
+def test_simultaneous_intervals_are_those_of_all_differences_taken_one_by_one(n_centers: int) -> None:
+    """The first method is far from all others, and two of these are nearly the same: their difference is still told as exactly."""
+    rng = np.random.default_rng(7)
+    values = {}
+    for place in range(n_centers):
+        scores = 0.6 + 0.05 * rng.standard_normal((5, 5, 9)) + 0.05 * rng.standard_normal((5, 5, 1))
+        scores[0] = rng.random((5, 9))
+        scores[4] = scores[3] + 1e-5 * rng.standard_normal((5, 9))
+        values[f"C{place}"] = scores
+    pairs, above = simultaneous(table_of(values)), np.triu_indices(5, k=1)
+    alone = bootstrap({center: scores[above[0]] - scores[above[1]] for center, scores in values.items()})
+    width = critical_value(alone.pivots.max(axis=1), LEVEL) * alone.standard_error
+    assert pairs.difference[above] == pytest.approx(alone.estimate, rel=1e-6)
+    assert pairs.half_width[above] == pytest.approx(width, rel=1e-3)
+    assert pairs.half_width[3, 4] < 1e-4 < pairs.half_width[2, 3]
+
+
+def test_rounding_is_neither_a_difference_nor_a_spread() -> None:
+    """The first method is far from the others, which are one, that with rounding, and that with constants added."""
+    rng = np.random.default_rng(8)
+    values = {}
+    for center in CENTERS:
+        far, one = rng.random((2, 5, 50))
+        values[center] = np.stack([far, one, (one + 0.3) - 0.3, *(one + 0.01 * step for step in range(1, 6))])
+    assert any((scores[1] != scores[2]).any() for scores in values.values())
+    pairs = simultaneous(table_of(values))
+    assert pairs.difference[1, 2] == 0
+    assert pairs.difference[1, 3:] == pytest.approx(-0.01 * np.arange(1, 6))
+    assert (pairs.half_width[1:, 1:] == 0).all()
+    assert pairs.half_width[0, 1] > 0
+    assert pairs.differs[1, 1:].tolist() == [False, False, *[True] * 5]

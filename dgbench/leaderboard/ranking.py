@@ -8,6 +8,7 @@ Statistics 69 (rank intervals from simultaneous intervals of differences).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,13 @@ from dgbench.leaderboard.resampling import (
     LEVEL,
     N_RESAMPLES,
     SEED,
+    Part,
     Weights,
     assemble,
     bootstrap,
     critical_value,
-    moments,
-    part_means,
+    effects,
+    resampled_means,
     resampling_weights,
 )
 from dgbench.leaderboard.scores import FloatArray, ScoreTable
@@ -163,13 +165,23 @@ def simultaneous(table: ScoreTable, *, level: float = LEVEL, weights: Weights | 
     single = {name: counts.astype(np.float32) for name, counts in weights.items()}
     count = len(table.methods)
     difference, error = np.zeros((count, count)), np.zeros((count, count))
-    means = part_means(moments(table.differences(table.methods[0]))[2], single)
-    largest = np.zeros(len(next(iter(means.values()))), dtype=np.float32)
+    found = effects(table.differences(table.methods[0]))
+    shift, means = resampled_means(found.parts, single)
+    twice = [_squared_distances(residual) for residual in found.residuals]
+    largest = np.zeros(len(shift), dtype=np.float32)
     for row in range(count - 1):
         rest = slice(row + 1, None)
-        estimate, variance, parts = moments({c: values[row] - values[rest] for c, values in table.values.items()})
-        paired = {name: mean[:, [row]] - mean[:, rest] for name, mean in means.items()}
-        result = assemble(estimate, variance, parts, paired, single)
+        result = assemble(
+            _less_later(found.estimate, row),
+            _less_later(shift, row),
+            (
+                (Part(name, _less_later(deviations, row)), _less_later(mean, row))
+                for (name, deviations), mean in zip(found.parts, means, strict=True)
+            ),
+            [center[row, rest] for center in twice],
+            found.largest[row] + found.largest[rest],
+            single,
+        )
         # nothing bounds a difference that some resample shifts and leaves without spread: it is told from no other, and widens none
         endless = np.isinf(result.pivots.max(axis=0))
         difference[row, rest] = result.estimate
@@ -178,6 +190,20 @@ def simultaneous(table: ScoreTable, *, level: float = LEVEL, weights: Weights | 
     value = float(critical_value(largest, level)) if count > 1 else 0.0
     half = np.multiply(error, value, out=error.copy(), where=np.isfinite(error))
     return Pairwise(difference=difference - difference.T, half_width=half + half.T)
+
+
+def _less_later(of_methods: NDArray[Any], row: int) -> NDArray[Any]:
+    """What is linear in the methods, (…, methods), of the differences of one to each of those after it."""
+    less: NDArray[Any] = of_methods[..., [row]] - of_methods[..., row + 1 :]
+    return less
+
+
+def _squared_distances(residual: FloatArray) -> FloatArray:
+    """The sum of squares of every method's residual less every other's, (methods, methods), from (methods, residuals)."""
+    products = residual @ residual.T
+    squares = products.diagonal()
+    distances: FloatArray = np.maximum(squares[:, None] + squares - 2 * products, 0)
+    return distances
 
 
 def tiers(scores: FloatArray, differs: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ confidence intervals, Annals of Statistics 16 (symmetric studentised intervals).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -44,8 +44,8 @@ Kind = Literal["studentised", "percentile", "basic"]
 Weights = Mapping[str, NDArray[np.floating]]
 """How often each unit of a part is drawn in each resample, (resamples, units), by name of the part."""
 
-Means = Mapping[str, NDArray[np.floating]]
-"""Resampled means of each part, (resamples, methods), by name of the part."""
+Draws = NDArray[np.floating]
+"""(resamples, methods), in the precision of the weights."""
 
 ROUNDING = 1e-12
 """Deviations below this share of the largest difference are rounding."""
@@ -61,19 +61,39 @@ class Part(NamedTuple):
     deviations: FloatArray
 
 
+class Effects(NamedTuple):
+    """What mean differences are made of. All but ``largest`` is linear in the methods: that of two methods to a third, subtracted, is that
+    of one to the other.
+
+    ``estimate``: (methods,). ``largest``: the largest absolute difference, (methods,). ``parts``: the seeds and the patients of each
+    center in turn, or the centers. ``residuals``: of each center (none where centers are resampled), (methods, seeds × cases), so that
+    the sum of squares is the residual's share in the variance of the estimate, which seed means and patient means both carry.
+    """
+
+    estimate: FloatArray
+    largest: FloatArray
+    parts: Sequence[Part]
+    residuals: Sequence[FloatArray]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
     """Mean differences and their resamples, in the metric's unit.
 
-    ``estimate`` and ``standard_error``: (methods,). ``draws``: resampled estimates, (resamples, methods).
-    ``pivots``: |draw − estimate| over the standard error of that resample, (resamples, methods); infinite where a resample
-    shifts the mean but drew the same unit throughout.
+    ``estimate`` and ``standard_error``: (methods,). ``shift``: resampled estimates less the estimate, (resamples, methods).
+    ``pivots``: |shift| over the standard error of that resample, (resamples, methods); infinite where a resample shifts the mean but
+    drew the same unit throughout.
     """
 
     estimate: FloatArray
     standard_error: FloatArray
-    draws: FloatArray
-    pivots: FloatArray
+    shift: Draws
+    pivots: Draws
+
+    @property
+    def draws(self) -> FloatArray:
+        """Resampled estimates, (resamples, methods)."""
+        return self.estimate + self.shift
 
     @property
     def statistic(self) -> FloatArray:
@@ -123,92 +143,106 @@ def bootstrap(differences: Mapping[str, FloatArray], weights: Weights | None = N
     """
     if weights is None:
         weights = resampling_weights({center: array.shape[1:] for center, array in differences.items()})
-    estimate, variance, parts = moments(differences)
-    return assemble(estimate, variance, parts, part_means(parts, weights), weights)
+    found = effects(differences)
+    shift, means = resampled_means(found.parts, weights)
+    twice = [np.einsum("mr,mr->m", residual, residual) for residual in found.residuals]
+    return assemble(found.estimate, shift, zip(found.parts, means, strict=True), twice, found.largest, weights)
 
 
-def moments(differences: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray, list[Part]]:
-    """The estimate and its variance, (methods,) each, and the parts to resample. Raises as :func:`bootstrap` does."""
+def effects(differences: Mapping[str, FloatArray]) -> Effects:
+    """What the means of these differences are made of. Raises as :func:`bootstrap` does."""
     estimate = np.mean([array.mean(axis=(1, 2)) for array in differences.values()], axis=0)
     largest = np.max([np.abs(array).max(axis=(1, 2)) for array in differences.values()], axis=0)
-    estimate = np.where(np.abs(estimate) <= ROUNDING * largest, 0.0, estimate)
-    parts, variance = _parts(differences, ROUNDING * largest)
-    return estimate, variance, parts
-
-
-def part_means(parts: Sequence[Part], weights: Weights) -> Means:
-    """Resampled means of every part, in the precision of the weights; linear in the deviations, and so in the methods."""
-    found: dict[str, NDArray[np.floating]] = {}
-    for name, deviations in parts:
-        counts = weights[name]
-        found[name] = counts @ deviations.astype(counts.dtype, copy=False) / len(deviations)
-    return found
-
-
-def assemble(
-    estimate: FloatArray, variance: FloatArray, parts: Sequence[Part], means: Means, weights: Weights
-) -> Bootstrap:
-    """The bootstrap from its moments and resampled means."""
-    first = next(iter(means.values()))
-    shift, spread = np.zeros_like(first), np.zeros_like(first)
-    for name, deviations in parts:
-        count, counts, mean = len(deviations), weights[name], means[name]
-        shift += mean
-        # the variance of the mean that this resample would be given: its own units' spread, n−1 in the divisor
-        squares = counts @ (deviations.astype(counts.dtype, copy=False) ** 2 / count)
-        own = squares - mean**2
-        rounding = 4 * count * np.finfo(own.dtype).eps * squares
-        own[own <= rounding] = 0  # the resample drew equal units throughout
-        spread += own / (count - 1)
-    return Bootstrap(
-        estimate=estimate,
-        standard_error=np.sqrt(variance),
-        draws=estimate + shift,
-        pivots=_ratio(np.where(variance > 0, np.abs(shift), 0), np.sqrt(spread)),
-    )
-
-
-def _parts(differences: Mapping[str, FloatArray], rounding: FloatArray) -> tuple[list[Part], FloatArray]:
-    """The parts that are resampled, and the variance of the estimate (methods,)."""
     n_centers = len(differences)
     if n_centers >= CENTERS_RESAMPLED_FROM:
         means = np.stack([array.mean(axis=(1, 2)) for array in differences.values()])
-        part = _part("centers", means - means.mean(axis=0), rounding)
-        return [part], _variance(part)
+        return Effects(estimate, largest, [_part("centers", means - means.mean(axis=0))], [])
     parts: list[Part] = []
-    total = np.zeros(len(rounding))
+    residuals: list[FloatArray] = []
     for center, array in differences.items():
-        _, n_seeds, n_cases = array.shape
+        n_methods, n_seeds, n_cases = array.shape
         if min(n_seeds, n_cases) < 2:
             what = "one seed" if n_seeds < 2 else "one case"
             raise DgbenchError(f"bootstrap: {center} has {what} only, so its spread is unknown — add runs or cases")
         mean = array.mean(axis=(1, 2))
         by_seed, by_case = array.mean(axis=2) - mean[:, None], array.mean(axis=1) - mean[:, None]
-        residual = array - (by_case + mean[:, None])[:, None, :]
-        residual -= by_seed[:, :, None]  # in place, as the next line: there are as many as pairs of methods
-        seeds = _part(f"{center}/seeds", by_seed.T / n_centers, rounding)
-        patients = _part(f"{center}/patients", by_case.T / n_centers, rounding)
-        parts += [seeds, patients]
-        twice = np.einsum("msc,msc->m", residual, residual) / (
-            (n_seeds - 1) * (n_cases - 1) * n_seeds * n_cases * n_centers**2
-        )
-        seed_variance, patient_variance = _variance(seeds), _variance(patients)
-        # both hold the residual's share, which is taken away once; the mean varies no less than through either alone
-        total += np.maximum(seed_variance + patient_variance - twice, np.maximum(seed_variance, patient_variance))
-    return parts, total
+        residual = array - (by_case + mean[:, None])[:, None, :] - by_seed[:, :, None]
+        parts += [_part(f"{center}/seeds", by_seed.T / n_centers), _part(f"{center}/patients", by_case.T / n_centers)]
+        share = math.sqrt((n_seeds - 1) * (n_cases - 1) * n_seeds * n_cases) * n_centers
+        residuals.append(residual.reshape(n_methods, -1) / share)
+    return Effects(estimate, largest, parts, residuals)
 
 
-def _part(name: str, deviations: FloatArray, rounding: FloatArray) -> Part:
+def _part(name: str, deviations: FloatArray) -> Part:
     """A part from deviations (units, methods) that sum to zero over units, inflated."""
     count = len(deviations)
-    inflated = deviations * math.sqrt(count / (count - 1))
-    return Part(name, np.where(np.abs(inflated) <= rounding, 0.0, inflated))
+    return Part(name, deviations * math.sqrt(count / (count - 1)))
 
 
-def _variance(part: Part) -> FloatArray:
-    """The bootstrap variance of a part's mean, (methods,): thanks to the inflation also the unbiased estimate."""
-    variance: FloatArray = (part.deviations**2).sum(axis=0) / len(part.deviations) ** 2
-    return variance
+def resampled_means(parts: Sequence[Part], weights: Weights) -> tuple[Draws, list[Draws]]:
+    """What each resample adds to the estimate, and the mean of each part over the root of its units less one; in the precision of the
+    weights, and linear in the deviations, and so in the methods."""
+    means: list[Draws] = []
+    for name, deviations in parts:
+        counts = weights[name]
+        means.append(counts @ deviations.astype(counts.dtype, copy=False) / len(deviations))
+    scales = [mean.dtype.type(math.sqrt(len(part.deviations) - 1)) for part, mean in zip(parts, means, strict=True)]
+    return sum(means[1:], means[0]), [mean / scale for mean, scale in zip(means, scales, strict=True)]
+
+
+def assemble(
+    estimate: FloatArray,
+    shift: Draws,
+    parts: Iterable[tuple[Part, Draws]],
+    twice: Sequence[FloatArray],
+    largest: FloatArray,
+    weights: Weights,
+) -> Bootstrap:
+    """The bootstrap of differences from what they are made of.
+
+    Args:
+        estimate: (methods,).
+        shift: from :func:`resampled_means`.
+        parts: with their means from :func:`resampled_means`, one after another.
+        twice: the squared norms of the residuals of each center, (methods,) each.
+        largest: a bound of the absolute differences, (methods,): what is nothing beside it is rounding.
+        weights: that the means are of.
+    """
+    rounding = ROUNDING * largest
+    estimate = np.where(np.abs(estimate) <= rounding, 0.0, estimate)
+    spread = np.zeros_like(shift)
+    variances: list[FloatArray] = []
+    for (name, deviations), mean in parts:
+        count, counts = len(deviations), weights[name]
+        squared = np.where(np.abs(deviations) <= rounding, 0.0, deviations) ** 2
+        # the bootstrap variance of the part's mean: thanks to the inflation also the unbiased estimate
+        variances.append(squared.sum(axis=0) / count**2)
+        # the variance of the mean that this resample would be given: its own units' spread, n−1 in the divisor
+        squares = counts @ (squared / (count * (count - 1))).astype(counts.dtype, copy=False)
+        own = mean * mean
+        np.subtract(squares, own, out=own)  # in place, as the next lines: there are as many as pairs of methods
+        squares *= 4 * count * np.finfo(own.dtype).eps
+        own *= own > squares  # what remains else is rounding: the resample drew equal units throughout
+        spread += own
+    variance = _variance(variances, twice)
+    return Bootstrap(
+        estimate=estimate,
+        standard_error=np.sqrt(variance),
+        shift=shift,
+        pivots=_ratio(np.where(variance > 0, np.abs(shift), 0), np.sqrt(spread, out=spread)),
+    )
+
+
+def _variance(parts: Sequence[FloatArray], twice: Sequence[FloatArray]) -> FloatArray:
+    """The variance of the estimate from those of its parts, (methods,)."""
+    if not twice:
+        (centers,) = parts
+        return centers
+    total = np.zeros_like(parts[0])
+    for seeds, patients, residual in zip(parts[::2], parts[1::2], twice, strict=True):
+        # both hold the residual's share, which is taken away once; the mean varies no less than through either alone
+        total += np.maximum(seeds + patients - residual, np.maximum(seeds, patients))
+    return total
 
 
 def _ratio(numerator: NDArray[np.floating], denominator: NDArray[np.floating]) -> FloatArray:
