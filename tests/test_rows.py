@@ -2,7 +2,7 @@
 
 import pytest
 
-from dgbench.leaderboard.rows import preset_overrides, retarget
+from dgbench.leaderboard.rows import RowKey, preset_overrides, retarget, row_labels
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,16 @@ def test_retarget(command: str, expected: str) -> None:
 def test_preset_overrides() -> None:
     command = "dgbench run --set preset.width=16 --set lr=1 --set=preset.tta=false"
     assert preset_overrides(command) == ("preset.tta=false", "preset.width=16")
+
+
+def test_no_two_rows_have_one_label() -> None:
+    plain = RowKey("erm", 1, "{}", modified=False, overrides=(), imported=False)
+    keys = {
+        plain: "erm",
+        plain._replace(modified=True, overrides=("preset.width=16",)): "erm (preset.width=16)",
+        plain._replace(modified=True): "erm (modified)",
+        plain._replace(imported=True): "erm (imported)",
+        plain._replace(devices=2): "erm (2 devices)",
+    }
+    assert row_labels(keys) == keys
+    assert row_labels([plain._replace(imported=True)]) == {plain._replace(imported=True): "erm"}

@@ -88,8 +88,8 @@ def baseline_of(rows: Iterable[RowKey]) -> RowKey | None:
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
     """The method's name, and whatever tells its rows in this table apart: version, configuration, preset overrides. Where a row of the
-    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``; several
-    devices are always named."""
+    method is tuned, that row says ``tuned(trials)`` and the method as it is ``default``; several devices are always named. No two rows
+    have one label."""
     keys = list(rows)
     labels = {}
     for key in keys:
@@ -101,7 +101,11 @@ def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
             for option, value in json.loads(key.config).items()
             if any(config.get(option) != value for config in configs)
         ]
-        parts += key.overrides
+        parts += key.overrides or (["modified"] if key.modified else [])  # a hand took the options out of the command
+        if key.imported and not all(
+            other.imported for other in siblings
+        ):  # a method came later that has the name of the set
+            parts.append("imported")
         if key.tuned is not None:
             parts.insert(0, f"tuned({key.tuned})")
         elif not parts and any(other.tuned is not None for other in siblings):
