@@ -138,11 +138,18 @@ def add_run(
     state, reason = changes.pop("state", "done"), changes.pop("reason", None)
     evaluation, updated = changes.pop("evaluation", "done"), changes.pop("updated", UPDATED)
     evaluated, numbers = changes.pop("evaluated", f"cases of {heldout}"), changes.pop("numbers", 1)
+    data_of_heldout = changes.pop("data_of_heldout", {})
     spec = spec_of(method, heldout, seed, **changes)
     folder = open_run(root, spec).path
     if state == "done" and evaluation is not None:
         keys = {name: stage.key for name, stage in spec.stages.items()}
-        judged = {"train_keys": keys, "fingerprint": evaluated, "numbers": numbers, "key": "0" * 64}
+        judged = {
+            "heldout": data_of_heldout,
+            "train_keys": keys,
+            "fingerprint": evaluated,
+            "numbers": numbers,
+            "key": "0" * 64,
+        }
         write_json(folder / "evaluation" / "spec.json", judged)
         pd.DataFrame(cases).to_parquet(folder / "evaluation" / "cases.parquet")
         write_status(folder / "evaluation", evaluation, reason)

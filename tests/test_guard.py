@@ -26,7 +26,7 @@ from dgbench.data.preparation import PreparedCase, prepare_case
 from dgbench.data.reading import read_case, read_label, read_volume
 from dgbench.errors import HeldOutAccessError
 from dgbench.launch.jobs import evaluation_identity
-from dgbench.launch.plan import RunPlan
+from dgbench.launch.plan import RunPlan, plan_run
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.task import Task, Window
 from dgbench.training.job import TrainJob
@@ -128,6 +128,8 @@ def test_noise_in_place_of_the_held_out_center_changes_no_key_and_no_byte(
     old, new = (evaluation_identity(plan, plan.own) for plan in (before, after))
     assert old["train_keys"] == new["train_keys"]
     assert old["key"] != new["key"], "what was evaluated is another set"
+    other = plan_run(replace(after.request, heldout="ALPHA")).own.spec.data.centers
+    assert new["heldout"] == {HELDOUT: other[HELDOUT]} != old["heldout"], "judged or trained on, it is the same data"
 
 
 # --- breaking in ------------------------------------------------------------------------------------------------------------------

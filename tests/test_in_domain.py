@@ -158,7 +158,8 @@ def test_no_case_of_the_fold_is_read_to_plan_on_patient_data(cache: Path, tmp_pa
     assert set(plan.own.spec.data.centers) == {*FOLDS[1:], "NIH"}
     neighbour = plan_run(replace(request, heldout=FOLDS[1])).own.spec.data.centers
     assert neighbour[FOLDS[2]] == plan.own.spec.data.centers[FOLDS[2]]
-    assert FOLDS[0] in neighbour
+    assert plan.heldout_identity() == {FOLDS[0]: neighbour[FOLDS[0]]}, "judged or trained on, it is the same data"
+    assert plan_run(request_of(cache, tmp_path)).heldout_identity() == {}, "the phantom is named by its recipe"
 
 
 def test_the_cases_of_all_folds_are_averaged_together(tmp_path: Path) -> None:

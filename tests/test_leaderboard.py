@@ -269,11 +269,13 @@ def test_patches_of_one_minor_version_share_a_table(two_seeds: Path) -> None:
     assert [row.label for row in only_table(two_seeds).rows] == ["late", "randconv", "erm"]
 
 
-def add_patient_runs(root: Path, identities: dict[str, dict[str, str]]) -> Compiled:
-    """One run per held-out center with the identities of its source centers, compiled as patient data."""
+def add_patient_runs(
+    root: Path, identities: dict[str, dict[str, str]], judged: dict[str, dict[str, str]] | None = None
+) -> Compiled:
+    """One run per held-out center with the identities of its source centers, and of what it is ``judged`` on, compiled as patient data."""
     for center in CENTERS:
-        sources = identities[center]
-        add_run(root, "erm", center, cases=cell(center, 0.5), protocol={"kind": "patient"}, centers=sources)
+        told = {"centers": identities[center], "data_of_heldout": (judged or {}).get(center, {})}
+        add_run(root, "erm", center, cases=cell(center, 0.5), protocol={"kind": "patient"}, **told)
     return compile_runs(root, protocol=Protocol.model_validate({**PROTOCOL.model_dump(), "kind": "patient"}))
 
 
@@ -290,6 +292,15 @@ def test_a_center_that_changed_between_splits_parts_the_table(tmp_path: Path) ->
     identities["MSD"]["RMYY"] = "other cases"
     result = add_patient_runs(tmp_path, identities)
     assert len(result.tables) == 2
+    assert [row.rank for table in result.tables for row in table.rows] == [None, None]
+
+
+def test_a_center_that_changed_before_it_was_judged_parts_the_table(tmp_path: Path) -> None:
+    identities = {held: {name: f"cases of {name}" for name in CENTERS if name != held} for held in CENTERS}
+    judged = {held: {held: f"cases of {held}"} for held in CENTERS}
+    assert len(add_patient_runs(tmp_path / "same", identities, judged).tables) == 1
+    judged["MSD"]["MSD"] = "other cases"
+    result = add_patient_runs(tmp_path / "changed", identities, judged)
     assert [row.rank for table in result.tables for row in table.rows] == [None, None]
 
 

@@ -50,7 +50,7 @@ def import_folder(
         seed=request.seed,
         title=title,
         evaluated={key: str(identity[key]) for key in ("fingerprint", "content")},
-        data=plan.own.spec.data.centers,
+        data={**plan.own.spec.data.centers, **plan.heldout_identity()},
         command=_command(request, name, target),
     )
 

@@ -171,8 +171,8 @@ def dependents(job: Job) -> list[RunFolder]:
 
 
 def evaluation_identity(plan: RunPlan, part: FolderPlan) -> dict[str, Any]:
-    """The evaluation record of protocol.md §3: train keys, fingerprint of the evaluated set, and how it is evaluated. Reads the held-out
-    files."""
+    """The evaluation record of protocol.md §3: train keys, fingerprint of the evaluated set, and how it is evaluated; with ``heldout``, the
+    data of the held-out center by the name that they have where they are trained on. Reads the held-out files."""
     content = set_fingerprint(plan.evaluated(part), plan.request.cache)
     record = {
         "version": EVALUATION,
@@ -182,6 +182,8 @@ def evaluation_identity(plan: RunPlan, part: FolderPlan) -> dict[str, Any]:
         "content": content,
         "how": judged_how(plan.resolved),
     }
+    if heldout := plan.heldout_identity():
+        record["heldout"] = heldout
     return {**record, "key": key_of(record)}
 
 

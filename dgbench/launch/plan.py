@@ -85,8 +85,20 @@ class RunPlan:
         validation = folder.training[-1].split.validation
         seen = self.shared.training[-1].split.validation if self.shared is not None else ()
         wanted = [*validation, *self.split.test, *(case_id for case_id in seen if case_id not in validation)]
-        cases = {case.id: case for center in self.centers.values() for case in center.cases}
+        cases = self._cases()
         return tuple(cases[case_id] for case_id in wanted)
+
+    def heldout_identity(self) -> dict[str, str]:
+        """The held-out center, or fold, by the name and hash that runs state in ``data`` which may train on it; nothing of the cached
+        phantom, whose recipe is all. Reads the held-out files."""
+        if self.identity is not None:
+            return {}
+        cases = self._cases()
+        held_out = (cases[case_id] for case_id in self.split.test)
+        return {self.request.heldout: set_fingerprint(held_out, self.request.cache)}
+
+    def _cases(self) -> dict[str, Case]:
+        return {case.id: case for center in self.centers.values() for case in center.cases}
 
 
 def data_folder(data: Path | None, cache: Path, resolved: ResolvedProtocol) -> tuple[Path, str | None]:

@@ -108,11 +108,13 @@ class _How(BaseModel):
 
 
 class _Evaluated(BaseModel):
-    """What an evaluation's ``spec.json`` says about the weights and the cases it is of, and about the meaning of its numbers."""
+    """What an evaluation's ``spec.json`` says about the weights and the cases it is of, and about the meaning of its numbers; ``heldout``
+    names patient data as a run that is trained on them does."""
 
     train_keys: dict[str, str]
     fingerprint: str
     numbers: int
+    heldout: dict[str, str] = {}
     how: _How = _How()
 
 
@@ -257,7 +259,7 @@ def _record(asked: tuple[RunFolder, Sequence[View]], protocol: Protocol) -> list
                 "anew"
             )
         evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
-        record = replace(record, data={**record.data, **evaluation_data})
+        record = replace(record, data={**record.data, **evaluated.heldout, **evaluation_data})
         cases = read_checked(run.evaluation)
         record = replace(record, cost=_cost(run, cases))
     except _NotCounted as reason:
