@@ -344,8 +344,8 @@ def comparable_groups(records: list[Record]) -> list[list[Record]]:
     """Records split so that no group holds two identities of the same data. Those that name data of which there are several identities
     come first, newest first, each in the first group it fits; each of the others, which fit everywhere, in the largest group.
 
-    A phantom's fingerprint names its recipe and is the same for every split. That of patient data covers the sources of one split only,
-    since nothing may read the held-out center before evaluation: it can differ between splits of the same data.
+    A phantom's fingerprint names its recipe and is the same for every split. Patient data are named center by center: the sources by the
+    training, the held-out one by the evaluation, since nothing may read it before; any of them can differ between splits.
     """
     identities: dict[str, set[str]] = {}
     for record in records:
