@@ -302,6 +302,10 @@ def test_a_center_that_changed_before_it_was_judged_parts_the_table(tmp_path: Pa
     judged["MSD"]["MSD"] = "other cases"
     result = add_patient_runs(tmp_path / "changed", identities, judged)
     assert [row.rank for table in result.tables for row in table.rows] == [None, None]
+    assert {table.data for table in result.tables} == {
+        "MSD cases of, RENJI cases of, RMYY cases of",
+        "MSD other ca, RENJI cases of, RMYY cases of",
+    }
 
 
 def test_a_ranked_preset_that_was_not_shown_to_converge_is_stamped(tmp_path: Path) -> None:

@@ -284,6 +284,25 @@ def test_every_page_of_a_view_says_which_it_is(tmp_path: Path) -> None:
         assert bool(list(out.rglob("*.png"))) == (not masked)
 
 
+def test_tables_of_one_page_are_told_apart(tmp_path: Path) -> None:
+    """By preset, or by their data; and cases of one name in two of them may be two scans."""
+    for seed, told in enumerate(({"preset": "demo", "ranked": False}, {}, {})):
+        data = {"centers": {"phantom": "0badcafe" * 8}} if seed == 2 else {}
+        folder = add_run(tmp_path / "runs", "erm", "MSD", seed, cases=cell("MSD", 0.5), protocol=told, **data)
+        add_slice(folder, "MSD/MSD_0000")
+    bench = "Preset bench, version 1 (c0ffee00), dgbench 0.1.0.dev0"
+    titles = [f"{bench}, data phantom {data}" for data in ("fee1dead", "0badcafe")]
+    drawn = [f"erm, {title}, seed {seed}" for seed, title in enumerate(titles, start=1)]
+    for preset, labels in (("demo", ["erm, seed 0"]), ("bench", drawn), (None, ["erm, preset demo, seed 0", *drawn])):
+        out = tmp_path / str(preset)
+        write_page(compiled(tmp_path / "runs", preset=preset), out, root=tmp_path / "runs", protocol=PROTOCOL)
+        index, case = Page(out / "index.html").text, Page(out / "cases/MSD/MSD_0000.html")
+        shown = (image["alt"].partition("the reference and of ")[2].partition(";")[0] for image in case.all("img"))
+        assert sorted(shown) == sorted(labels)
+        assert [title in index and title in case.text for title in titles] == [preset != "demo"] * 2
+        assert ("Scans each table's own" in case.text) == (preset != "demo")
+
+
 def test_case_pages_have_the_seeds_of_every_row(tmp_path: Path) -> None:
     write_two_seeds(tmp_path / "runs")
     modified = {"protocol": {"modified": True, "ranked": False}, "extra": " --set preset.width=16"}

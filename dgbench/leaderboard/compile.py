@@ -358,6 +358,6 @@ def _seeds(records: Iterable[Record]) -> tuple[int, ...]:
 
 
 def _data_label(records: Iterable[Record]) -> str:
-    """The identities of the source data, shortened to eight characters each."""
-    identities = {(name, identity[:8]) for record in records for name, identity in record.spec.data.centers.items()}
+    """The identities of the data of all centers, shortened to eight characters each."""
+    identities = {(name, identity[:8]) for record in records for name, identity in record.centers.items()}
     return ", ".join(f"{name} {identity}" for name, identity in sorted(identities))

@@ -10,7 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,14 +124,16 @@ class Record:
     ``lesion_free`` are those of the support centers' cases, where the evaluation has them; ``cost`` is what a finished run cost, or why
     that is not known.
 
-    ``data`` names the data it depends on: runs that give one name different identities are not comparable. ``tier`` is that of a submitted
-    record; a run folder has none.
+    ``centers`` are the identities of the data it depends on by name: centers, folds, or the phantom; ``judged`` names what its evaluation
+    is of and what its numbers mean. Runs that give one name of either different identities are not comparable. ``tier`` is that of a
+    submitted record; a run folder has none.
     """
 
     folder: str
     spec: RunSpec
     updated: str
-    data: Mapping[str, str]
+    centers: Mapping[str, str]
+    judged: Mapping[str, str] = field(default_factory=dict)
     reason: str | None = None
     rows: "pa.Table | None" = None
     lesion_free: "pa.Table | None" = None
@@ -145,6 +147,11 @@ class Record:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, rows=_unpacked(state["rows"]), lesion_free=_unpacked(state["lesion_free"]))
+
+    @property
+    def data(self) -> Mapping[str, str]:
+        """All identities by name."""
+        return {**self.centers, **self.judged}
 
     def without_rows(self, reason: str) -> "Record":
         """The same record, not counted, because of ``reason``."""
@@ -228,7 +235,7 @@ def _record(asked: tuple[RunFolder, Sequence[View]], protocol: Protocol) -> list
     """The run in each of the views."""
     run, views = asked
     spec = run.spec
-    record = Record(folder=run.relative, spec=spec, updated="", data=dict(spec.data.centers))
+    record = Record(folder=run.relative, spec=spec, updated="", centers=dict(spec.data.centers))
     try:
         if (run.path / MANIFEST).is_file():
             manifest = Manifest.read(run.path)
@@ -258,8 +265,8 @@ def _record(asked: tuple[RunFolder, Sequence[View]], protocol: Protocol) -> list
                 f"judged with other constants than protocol {protocol.name} has here ({'; '.join(changes)}) — the same command judges it "
                 "anew"
             )
-        evaluation_data = {f"evaluated {spec.heldout}": evaluated.fingerprint, "numbers": str(evaluated.numbers)}
-        record = replace(record, data={**record.data, **evaluated.heldout, **evaluation_data})
+        judged = {f"evaluated {spec.heldout}": evaluated.fingerprint, "meaning of numbers": str(evaluated.numbers)}
+        record = replace(record, centers={**record.centers, **evaluated.heldout}, judged=judged)
         cases = read_checked(run.evaluation)
         record = replace(record, cost=_cost(run, cases))
     except _NotCounted as reason:

@@ -121,7 +121,7 @@ class Missing:
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Comparable rows. ``n_cases`` and ``n_excluded`` per center are equal for every row and seed; ``statistics`` are of the complete,
-    unmodified rows. ``identities`` are those of all data that the rows depend on, ``data`` is that of training in words. With
+    unmodified rows. ``identities`` are those of all data that the rows depend on, ``data`` says in words which data that is. With
     the row called ``baseline`` the others are compared, or would be."""
 
     dgbench: tuple[str, ...]

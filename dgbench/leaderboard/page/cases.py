@@ -117,6 +117,8 @@ def size(compiled: Compiled) -> int:
 def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> Iterator[CasePage]:
     """One page per case, in the order of centers and cases; its pictures are drawn into ``site``."""
     reason, facts = unpictured(compiled.view), view_facts(compiled)
+    if len(compiled.tables) > 1:
+        facts["Scans"] = "each table's own: scans that other presets draw, or of other data, may have one name"
     for center, cases in cases_by_center(scores).items():
         for position, case in enumerate(cases):
             pictures, without = ((), ()) if reason else _pictures(compiled, root, scores, case, site)
@@ -124,7 +126,7 @@ def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> It
                 case=case,
                 center=center,
                 file=case_file(case),
-                sheets=tuple(_sheet(table, scores, center, case) for table in compiled.tables),
+                sheets=tuple(_sheet(compiled, table, scores, center, case) for table in compiled.tables),
                 pictures=pictures,
                 without=without,
                 unpictured=reason,
@@ -137,7 +139,7 @@ def case_pages(compiled: Compiled, root: Path, scores: Scores, site: Site) -> It
             )
 
 
-def _sheet(table: Table, scores: Scores, center: str, case: str) -> Sheet:
+def _sheet(compiled: Compiled, table: Table, scores: Scores, center: str, case: str) -> Sheet:
     """DSC of the case by row and seed; a seed that a row does not owe is blank."""
     seeds = sorted({seed for row in table.rows for seed in row.seeds})
     columns = ("method", *(f"seed {seed}" for seed in seeds))
@@ -148,7 +150,7 @@ def _sheet(table: Table, scores: Scores, center: str, case: str) -> Sheet:
         texts = dict.fromkeys(row.seeds, "no result") | {seed: one[1].text for seed, one in found.items() if one}
         lines.append((row.label, *(texts.get(seed, BLANK) for seed in seeds)))
     return Sheet(
-        heading=(f"DSC in points — {table_title(table)}",),
+        heading=(f"DSC in points — {table_title(compiled, table)}",),
         columns=columns,
         rows=tuple(lines),
         numeric=frozenset(columns[1:]),
@@ -170,7 +172,7 @@ def _pictures(
     for table in compiled.tables:
         for row in table.rows:
             runs = row.centers[center].runs if center in row.centers else {}
-            label = row.label if len(compiled.tables) == 1 else f"{row.label}, preset {table.preset}"
+            label = row.label if len(compiled.tables) == 1 else f"{row.label}, {_told_apart(compiled, table)}"
             picture = None
             for seed, run in runs.items():
                 found = _found(scores, run, case)
@@ -182,6 +184,12 @@ def _pictures(
             else:
                 pictures.append(picture)
     return tuple(pictures), tuple(without)
+
+
+def _told_apart(compiled: Compiled, table: Table) -> str:
+    """Which of several tables this is, shortly where that is enough."""
+    alone = [other.preset for other in compiled.tables].count(table.preset) == 1
+    return f"preset {table.preset}" if alone else table_title(compiled, table)
 
 
 def _draw(path: Path, case: str, label: str, score: str, compiled: Compiled, site: Site) -> Picture | None:

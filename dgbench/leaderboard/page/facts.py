@@ -56,8 +56,13 @@ def view_facts(compiled: Compiled) -> dict[str, str]:
     }
 
 
-def table_title(table: Table) -> str:
-    """A heading that tells the tables of one page apart."""
+def table_title(compiled: Compiled, table: Table) -> str:
+    """A heading that tells the tables of one page apart, by their data where nothing else does."""
+    alike = [other for other in compiled.tables if _title(other) == _title(table)]
+    return _title(table) + (f", data {table.data}" if len(alike) > 1 else "")
+
+
+def _title(table: Table) -> str:
     return f"Preset {table.preset}, version {table.protocol_version} ({table.content[:8]}), dgbench {', '.join(table.dgbench)}"
 
 

@@ -81,7 +81,7 @@ def _page(name: str, rows: tuple[MethodRow, ...], info: MethodInfo | BrokenMetho
 def _method_row(compiled: Compiled, table: Table, row: Row, figures: Gallery | None) -> MethodRow:
     alone = table.only(row)
     return MethodRow(
-        title=f"{row.label} — {table_title(table)}",
+        title=f"{row.label} — {table_title(compiled, table)}",
         facts={**_facts(table, row), **view_facts(compiled)},
         figures=figures,
         config={key: _value(value) for key, value in row.config.items()},

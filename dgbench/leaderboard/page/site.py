@@ -167,7 +167,7 @@ def _index(
 ) -> str:
     tables = [
         {
-            "title": table_title(table),
+            "title": table_title(compiled, table),
             "facts": table_facts(compiled, table),
             "evidence": evidence_words(table),
             "board": board(table),
