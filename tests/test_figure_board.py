@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from figure_runs import add_whole, board_of, text_of, write_table
-from leaderboard_runs import CENTERS, PROTOCOL, add_run, case_row
+from leaderboard_runs import CENTERS, EMPTY_REFERENCE, PROTOCOL, add_run, case_row, row_of
 from prediction_sets import SAME, cube, of_arrays
 
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard.figures import FIGURES, centroids, curves
 from dgbench.leaderboard.figures.board import Options
+from dgbench.leaderboard.figures.board import board_of as part_of
 from dgbench.leaderboard.records import View
 from dgbench.training.job import protocol_reference
 
@@ -61,6 +62,17 @@ def test_stamps_are_those_of_the_rows(tmp_path: Path) -> None:
     assert "tuned on source validation, 10 trials for each center: hog" in line
 
 
+def test_how_few_seeds_there_are_is_said_of_every_table_and_row(tmp_path: Path) -> None:
+    smoke = "smoke: one or two seeds show that methods run"
+    write_table(tmp_path / "demo", protocol={"preset": "demo", "ranked": False})
+    assert board_of(tmp_path / "demo").stamps() == [f"demo, not ranked; {smoke}"]
+    write_table(tmp_path / "three", seeds=3)
+    assert board_of(tmp_path / "three").stamps() == []
+    for center in CENTERS:
+        add_whole(tmp_path / "three", "saml", center, (0.1, 0.1))
+    assert board_of(tmp_path / "three").stamps() == ["one or two seeds, smoke: saml"]
+
+
 def test_imported_sets_are_not_drawn_and_are_named(tmp_path: Path) -> None:
     reference = protocol_reference(PROTOCOL.resolve("bench")).model_dump()
     for center in CENTERS:
@@ -109,13 +121,53 @@ def test_missing_runs_are_named(tmp_path: Path) -> None:
         add_whole(tmp_path, "erm", "MSD", (0.5,), seed=seed)
     add_run(tmp_path, "erm", "RENJI", 0, state="failed", reason="out of memory")
     board = board_of(tmp_path)
-    (line,) = board.missing()
+    (line,) = board.missing("never averaged over")
     assert line.startswith("missing runs (8), never averaged over: erm RENJI seed 0 (failed: out of memory); ")
     assert line.endswith("and 2 more (`dgbench leaderboard` lists all)")
     assert "erm RENJI seed 0 (failed: out of memory)" in " ".join(
         text_of(curves.draw(board, Options()).sheets[0]).split()
     )
     assert "failed" in text_of(centroids.draw(board, Options()).sheets[0])
+
+
+def test_what_is_made_of_the_seeds_that_are_there_is_said(tmp_path: Path) -> None:
+    for center in CENTERS:
+        for seed in range(3 if center == "MSD" else 2):
+            add_whole(tmp_path, "erm", center, (0.1, 0.8), seed=seed)
+    board = board_of(tmp_path)
+    treated = {
+        "centroids": "the finished ones are pooled",
+        "failures": "the finished ones are pooled",
+        "overlays": "cases are chosen without them",
+        "embedding": "their networks have no panel",
+        "curves": "never averaged over",
+    }
+    for name, words in treated.items():
+        text = text_of(import_module(f"dgbench.leaderboard.figures.{name}").draw(board, Options()).sheets[0])
+        assert f"missing runs (2), {words}: erm RENJI seed 2" in " ".join(text.split()), name
+        if name in ("centroids", "failures"):
+            assert text.count("2 of 3 seeds") == 2
+
+
+def test_a_case_that_failed_before_its_reference_was_read_counts_as_in_the_table(tmp_path: Path) -> None:
+    """What it holds is told by another run: no lesion, or three."""
+    measures = ("nsd", "assd", "assd_two_means", "hd95", "hd95_max", "centroid_mm")
+    nothing = float("nan")
+    unread = {"failed": True, **dict.fromkeys(measures, nothing), "n_lesions_reference": 0}
+    for method, changes in (("erm", (EMPTY_REFERENCE, {"n_lesions_reference": 3})), ("randconv", (unread, unread))):
+        cases = [
+            case_row("MSD", index, nothing if change is unread else 0.5, **change)
+            for index, change in enumerate((*changes, {}))
+        ]
+        add_run(tmp_path, method, "MSD", cases=cases)
+    board = board_of(tmp_path)
+    alone = board.table.only(board.row("randconv"))
+    for part in (board, part_of(board.compiled, alone, tmp_path, PROTOCOL, whole=board.table)):
+        (cell,) = part.of("randconv")
+        assert cell.cases["included"].to_list() == [False, True, True]
+        assert cell.cases["n_lesions_reference"].to_list() == [0, 3, 1]
+        dsc = row_of(board.table, "randconv").centers["MSD"].scores["dsc"].mean
+        assert cell.cases.loc[cell.cases["included"], "dsc"].mean() == pytest.approx(dsc) == 0.25
 
 
 def test_of_several_tables_the_newest_is_drawn(tmp_path: Path) -> None:

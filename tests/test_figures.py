@@ -69,6 +69,25 @@ def test_costs_are_of_complete_rows_and_the_others_are_named(tmp_path: Path) -> 
     assert "training not known: hog" in note
 
 
+def test_the_range_of_training_times_is_drawn(tmp_path: Path) -> None:
+    """The factor is a median over pairs, here of 1, 3 and 5."""
+    for place, center in enumerate(CENTERS):
+        for method, factor in (("erm", 1), ("randconv", 1 + 2 * place)):
+            folder = add_whole(tmp_path, method, center, (0.5,))
+            (folder / "tumor-fine" / "times.jsonl").unlink()
+            append_jsonl(folder / "tumor-fine" / "times.jsonl", {"step": 20, "steps": 20, "seconds": 2.0 * factor})
+    board = board_of(tmp_path)
+    found = {point.label: (point.cost, point.bounds) for point in cost.gather(board.table.rows)["training"]}
+    assert found == {"erm": (1.0, (1.0, 1.0)), "randconv": (3.0, (1.0, 5.0))}
+    (sheet,) = cost.draw(board, Options()).sheets
+    assert "median over pairs; bars: the least and the greatest" in " ".join(text_of(sheet).split())
+    ends = [bar.get_segments()[0][:, 0].tolist() for bar in sheet.figure.axes[2].collections if bar.get_segments()]
+    assert [1.0, 5.0] in ends
+    low, high = sheet.figure.axes[2].get_xlim()
+    assert low < 1
+    assert high > 5
+
+
 def test_a_row_that_is_a_seed_ahead_makes_no_other_incomplete_where_the_first_seeds_are_drawn(tmp_path: Path) -> None:
     write_table(tmp_path)
     for center in CENTERS:
@@ -201,6 +220,34 @@ def test_what_has_no_embedding_says_why(tmp_path: Path) -> None:
         embedding.gather(board_of(tmp_path))
 
 
+def test_features_that_do_not_differ_make_no_map_and_stop_no_other_figure(tmp_path: Path) -> None:
+    for method, value in (("erm", 1.0), ("randconv", 1e308)):
+        folder = add_whole(tmp_path, method, "MSD", (0.1, 0.2), keep=())
+        features = [np.full(4, value), np.full(4, value), np.full(4, -value if value > 1 else value)]
+        write_features(folder, "MSD", ["MSD/MSD_0000"])
+        path = folder / "evaluation" / "features.parquet"
+        rows = pd.read_parquet(path)
+        rows.assign(features=[features[index % 3] for index in range(len(rows))]).to_parquet(path)
+    found, (note,) = embedding.gather(board_of(tmp_path))
+    assert not found
+    assert note == "not drawn, all 2 runs hold pooled features of tumor-fine that do not differ"
+
+
+def test_panels_say_whose_network_they_show_where_seeds_differ(tmp_path: Path) -> None:
+    add_whole(tmp_path, "erm", "MSD", (0.3, 0.9), keep=())
+    for seed, method in ((1, "erm"), (0, "randconv")):
+        add_whole(tmp_path, method, "MSD", (0.3, 0.9), seed=seed)
+    board = board_of(tmp_path)
+    for draw in (overlays.draw, failures.draw):
+        words = text_of(draw(board, Options(limit=0.5)).sheets[-1])
+        assert words.count("DSC 30.0, seed 1") == words.count("DSC 30.0, seed 0") == 1
+    words = text_of(embedding.draw(board, Options()).sheets[0])
+    assert words.count("MSD, seed 1\n") == words.count("MSD, seed 0\n") == 1
+    alone = board_of(tmp_path, seeds=1)
+    assert "DSC 30.0, seed" not in text_of(overlays.draw(alone, Options()).sheets[0])
+    assert "MSD, seed" not in text_of(embedding.draw(alone, Options()).sheets[0])
+
+
 def test_points_of_held_out_cases_are_large_also_where_they_are_of_a_source_center(tmp_path: Path) -> None:
     folder = add_whole(tmp_path, "erm", "MSD", (0.1, 0.2), keep=("features",))
     path = folder / "evaluation" / "features.parquet"
@@ -221,7 +268,7 @@ def test_points_of_held_out_cases_are_large_also_where_they_are_of_a_source_cent
     [
         ((0.3, 0.9, 0.1, 0.5, 0.7), ["best b", "median d", "worst c"]),
         ((0.5, 0.5, 0.5), ["best a", "median b", "worst c"]),  # of equal ones the first
-        ((0.2, 0.8), ["best b", "median a"]),
+        ((0.2, 0.8), ["best b", "worst a"]),
         ((0.2,), ["best a"]),
         ((), []),
     ],
@@ -319,7 +366,8 @@ def test_the_gallery_holds_the_worst_of_each_type_first(tmp_path: Path) -> None:
         add_whole(tmp_path, "erm", center, (0.01, 0.02, 0.9, 0.9))
     board = board_of(tmp_path)
     shown, _ = shown_cells(board)
-    cases = failures.hardest(board, shown, Options(limit=0.2, lesion_type=by_index))
+    cases, unseen = failures.hardest(board, shown, Options(limit=0.2, lesion_type=by_index))
+    assert unseen == 0
     assert [case for _, case, _ in cases] == [
         *("MSD/MSD_0000", "MSD/MSD_0002"),  # not MSD_0001: a worse one of its type is there
         *("RENJI/RENJI_0000", "RENJI/RENJI_0001", "RMYY/RMYY_0000", "RMYY/RMYY_0001"),
@@ -331,6 +379,16 @@ def test_the_gallery_holds_the_worst_of_each_type_first(tmp_path: Path) -> None:
     assert len(none.sheets) == 1
     assert any("no case with slices has a DSC below 0.5" in note for note in none.undrawn)
     assert "lesion type unknown" in text_of(none.sheets[0])
+
+
+def test_a_case_that_failed_has_no_picture_and_is_counted(tmp_path: Path) -> None:
+    folder = add_whole(tmp_path, "erm", "MSD", (0.0, 0.1))
+    slice_file(folder, "MSD/MSD_0000").unlink()
+    drawing = failures.draw(board_of(tmp_path), Options())
+    note = "1 cases below the limit cannot be in the gallery: a method keeps no slice of them (a failed case has none)"
+    assert drawing.undrawn == [note]
+    assert all(note in " ".join(text_of(sheet).split()) for sheet in drawing.sheets)
+    assert len([axis for axis in drawing.sheets[1].figure.axes if "MSD_0001" in axis.get_ylabel()]) == 1
 
 
 def test_lesion_types_are_those_of_the_phantom() -> None:

@@ -191,6 +191,17 @@ def test_pages_of_an_earlier_drawing_are_removed(tmp_path: Path, capsys: pytest.
     assert all((tmp_path / "out" / name).read_text() == "old" for name in kept)
 
 
+def test_a_figure_that_has_nothing_to_show_any_more_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_whole(tmp_path / "runs", "erm", "MSD", (0.5, 0.6))
+    (tmp_path / "out").mkdir()
+    for name in ("ranks.png", "cost.png"):
+        (tmp_path / "out" / name).write_text("old")
+    assert dgbench(capsys, "--runs", tmp_path / "runs", "--out", tmp_path / "out", "--only", "ranks,curves")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cost.png", "curves.png"]
+
+
 def test_names_are_kept_in_order() -> None:
     assert check_names("curves, overlays") == ("overlays", "curves")
     assert check_names(None) == tuple(FIGURES)

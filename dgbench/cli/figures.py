@@ -38,7 +38,11 @@ def figures(
     ] = None,
     by: Annotated[
         str | None,
-        typer.Option("--by", metavar="ROW", help="Row whose DSC chooses the overlays' cases; default: mean over rows."),
+        typer.Option(
+            "--by",
+            metavar="ROW",
+            help="Row whose DSC chooses the cases of overlays and failures; default: mean over rows.",
+        ),
     ] = None,
     limit: Annotated[float, typer.Option("--limit", help="A case fails below this DSC, in points.")] = 20.0,
 ) -> None:

@@ -111,7 +111,7 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
     empty_reference = _flag(rows, "empty_reference", needed=always)
     _complete(rows, rows["n_lesions_reference"], always)
     lesions = rows["n_lesions_reference"]
-    if (unread := failed & ~empty_reference & (lesions == 0)).any():
+    if (unread := _unread(failed, empty_reference, lesions)).any():
         case = [rows["center"], rows["case"]]
         empty_reference |= unread & empty_reference.groupby(case, observed=True).transform("any")
         told = lesions.groupby(case, observed=True).transform("max")
@@ -141,6 +141,17 @@ def apply_policy(rows: "pd.DataFrame", policy: Policy) -> "pd.DataFrame":
     resolved["detected"] = detected
     resolved["included"] = included
     return resolved
+
+
+def unread_references(rows: "pd.DataFrame") -> "pd.Series[bool]":
+    """Which raw rows are of cases that failed before their reference was read: :func:`apply_policy` needs rows of other runs for these."""
+    return _unread(rows["failed"].astype("bool"), rows["empty_reference"].astype("bool"), rows["n_lesions_reference"])
+
+
+def _unread(
+    failed: "pd.Series[bool]", empty_reference: "pd.Series[bool]", lesions: "pd.Series[float]"
+) -> "pd.Series[bool]":
+    return failed & ~empty_reference & (lesions == 0)
 
 
 def summarise(rows: "pd.DataFrame", by: Sequence[str]) -> "pd.DataFrame":

@@ -54,7 +54,7 @@ def check_names(only: str | None) -> tuple[str, ...]:
 
 def draw_figures(board: Board, names: Iterable[str], folder: Path, form: Form, options: Options) -> Iterator[Written]:
     """Draw the figures ``names`` of ``board`` into ``folder`` as ``<name>.<form>``, further pages as ``<name>-2.<form>``; pages beyond
-    them, which an earlier drawing left, are removed.
+    them, and all of a figure that has nothing to show, which an earlier drawing left, are removed.
 
     Raises:
         DgbenchError: a file of a run is damaged, or a figure cannot be written.
@@ -65,6 +65,7 @@ def draw_figures(board: Board, names: Iterable[str], folder: Path, form: Form, o
             try:
                 drawing = draw(board, options)
             except NothingToDraw as error:
+                _remove_pages(folder, name, form, first=1)
                 yield Written(name, (), (f"nothing to draw: {error}",))
                 continue
             files = []

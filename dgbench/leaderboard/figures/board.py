@@ -1,6 +1,6 @@
 """What figures are drawn from: one table of a leaderboard, with the run folder behind each of its cells."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,9 @@ from dgbench.leaderboard.figures.style import Sheet, new_sheet
 from dgbench.leaderboard.notes import stamp_words
 from dgbench.leaderboard.records import OFFICIAL, View
 from dgbench.leaderboard.results import Compiled, Row, Table, seeds_text
-from dgbench.leaderboard.sheets import BANNERS
-from dgbench.leaderboard.statistics import smoke_stamp
-from dgbench.leaderboard.tables import oracle_text
+from dgbench.leaderboard.sheets import BANNERS, IN_DOMAIN
+from dgbench.leaderboard.statistics import Evidence, smoke_stamp
+from dgbench.leaderboard.tables import oracle_text, smoke_text
 from dgbench.protocol import Protocol
 from dgbench.store.folder import RunFolder, read_run
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 6
 """How many missing runs a footer names before it says how many more there are."""
+POOLED = "the finished ones are pooled"
+"""What becomes of the seeds of a row that are there where others are missing, on figures of cases."""
 
 
 class NothingToDraw(DgbenchError):
@@ -40,7 +42,7 @@ class Drawing(NamedTuple):
 @dataclass(frozen=True)
 class Cell:
     """A finished run: one row of the table, one held-out center (in-domain a fold of it), one seed. ``threshold`` is that of its rows,
-    which a rule may have chosen."""
+    which a rule may have chosen. ``others`` are the folders of all runs of the table at this center."""
 
     label: str
     center: str
@@ -49,16 +51,28 @@ class Cell:
     view: View
     threshold: float
     policy: policies.Policy
+    others: Sequence[Path] = ()
 
     @cached_property
     def cases(self) -> "pd.DataFrame":
         """The held-out cases in the view of the table, undefined values resolved by its policy."""
         import numpy as np
+        import pandas as pd
 
         raw = self.run.cases()
         chosen = (raw["role"] == "held-out") & (raw["setting"] == self.view.setting)
         chosen &= (raw["checkpoint"] == self.view.checkpoint) & np.isclose(raw["threshold"], self.threshold)
-        return policies.apply_policy(raw[chosen], self.policy)
+        rows = raw[chosen]
+        together = pd.concat([rows, *self._references(rows[policies.unread_references(rows)])], ignore_index=True)
+        return policies.apply_policy(together, self.policy).iloc[: len(rows)]
+
+    def _references(self, unread: "pd.DataFrame") -> "Iterator[pd.DataFrame]":
+        """The rows of other runs that tell what the references of the ``unread`` cases hold, as they tell the table."""
+        if unread.empty:
+            return
+        for folder in self.others:
+            rows = read_run(self.run.root, folder).cases()
+            yield rows[rows["case"].isin(unread["case"]) & (rows["role"] == "held-out")]
 
     @property
     def stage(self) -> str:
@@ -98,6 +112,11 @@ class Board:
         holes = [hole.reason for hole in self.table.missing if (hole.label, hole.center) == (label, center)]
         return holes[0].partition(":")[0] if holes else "not run"
 
+    def some_seeds(self, label: str, center: str) -> str | None:
+        """``4 of 5 seeds`` where not all seeds of a row are finished at a center."""
+        finished, due = {cell.seed for cell in self.of(label, center)}, self.row(label).seeds
+        return f"{len(finished)} of {len(due)} seeds" if len(finished) < len(due) else None
+
     def heading(self, title: str) -> list[str]:
         """Phantom or patients first; then what the numbers are of, and what the held-out center told; then the stamps of the rows."""
         table, view = self.table, self.compiled.view
@@ -112,29 +131,36 @@ class Board:
     def stamps(self) -> list[str]:
         """What must be said beside every number: once where it holds for every row, else with the rows it holds for."""
         words = stamp_words({label: self.row(label).stamps for label in self.labels})
-        if self.table.ranked and (smoke := smoke_stamp(len(self.table.seeds))):
+        few = [label for label in self.labels if smoke_stamp(len(self.row(label).counted_seeds))]
+        if smoke := smoke_text(self.table):
             words.append(smoke)
+        elif few:
+            words.append(f"one or two seeds, {Evidence.SMOKE}: {', '.join(few)}")
+        if self.compiled.folds:
+            words.append(IN_DOMAIN)
         if not self.table.ranked and not any("not ranked" in word for word in words):
             words.append("not ranked")
         return ["; ".join(words)] if words else []
 
-    def missing(self) -> list[str]:
-        """Which runs of the table are missing, in one line; nothing for a complete table."""
+    def missing(self, treated: str) -> list[str]:
+        """Which runs of the table are missing and how they are ``treated``, in one line; nothing for a complete table."""
         holes = [f"{hole.label} {hole.heldout} seed {hole.seed} ({hole.reason})" for hole in self.table.missing]
         if not holes:
             return []
-        return [
-            f"missing runs ({len(holes)}), never averaged over: {shortened(holes, '(`dgbench leaderboard` lists all)')}"
-        ]
+        return [f"missing runs ({len(holes)}), {treated}: {shortened(holes, '(`dgbench leaderboard` lists all)')}"]
 
     def not_drawn(self) -> list[str]:
         """The imported prediction sets by name, in one line; nothing where there is none."""
         return [f"imported prediction sets are not drawn: {', '.join(self.imported)}"] if self.imported else []
 
-    def sheet(self, width: float, body: float, title: str, footer: Iterable[str] = ()) -> Sheet:
-        """A sheet with the heading of this board, and ``footer``, the missing runs and what is not drawn below."""
+    def sheet(
+        self, width: float, body: float, title: str, footer: Iterable[str] = (), missing: str = "never averaged over"
+    ) -> Sheet:
+        """A sheet with the heading of this board, and ``footer``, the ``missing`` runs and what is not drawn below."""
         version = f"dgbench {', '.join(self.table.dgbench)}; data {self.table.data}"
-        return new_sheet(width, body, self.heading(title), [*footer, *self.missing(), *self.not_drawn(), version])
+        return new_sheet(
+            width, body, self.heading(title), [*footer, *self.missing(missing), *self.not_drawn(), version]
+        )
 
 
 def shortened(words: Sequence[str], rest: str, most: int = MOST_NAMED) -> str:
@@ -187,12 +213,28 @@ def load_board(
     return board_of(compiled, there[0], root, protocol, older=len(there) - 1)
 
 
-def board_of(compiled: Compiled, table: Table, root: Path, protocol: Protocol, older: int = 0) -> Board:
-    """The board of the trained rows of one table of the runs under ``root``; ``older`` tables of other runs are told beside."""
+def board_of(
+    compiled: Compiled, table: Table, root: Path, protocol: Protocol, older: int = 0, whole: Table | None = None
+) -> Board:
+    """The board of the trained rows of one table of the runs under ``root``, or of a part of the ``whole`` one; ``older`` tables of other
+    runs are told beside."""
+    others = {
+        center: [root / folder for row in (whole or table).rows for folder in _folders(row, center)]
+        for center in table.centers
+    }
     trained = tuple(row for row in table.rows if not row.imported)
     imported = [row.label for row in table.rows if row.imported]
     cells = [
-        Cell(row.label, center, seed, read_run(root, root / folder), compiled.view, threshold, compiled.policy)
+        Cell(
+            row.label,
+            center,
+            seed,
+            read_run(root, root / folder),
+            compiled.view,
+            threshold,
+            compiled.policy,
+            others[center],
+        )
         for row in trained
         for center in table.centers
         for seed, run in sorted(row.centers[center].runs.items())
@@ -204,6 +246,10 @@ def board_of(compiled: Compiled, table: Table, root: Path, protocol: Protocol, o
     between = f"{shown.low:g} to {shown.high:g}".replace("-", "−")
     intensities = f"percentiles {between}" if shown.kind == "percentile" else f"intensities {between} (CT: HU)"
     return Board(compiled=compiled, table=drawn, intensities=intensities, cells=cells, older=older, imported=imported)
+
+
+def _folders(row: Row, center: str) -> list[str]:
+    return [folder for run in row.centers[center].runs.values() for folder in run.folders]
 
 
 def _has_runs(row: Row) -> bool:

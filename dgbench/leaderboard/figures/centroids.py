@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options
+from dgbench.leaderboard.figures.board import POOLED, Board, Cell, Drawing, NothingToDraw, Options
 from dgbench.leaderboard.figures.style import HATCHES, PALETTE, SMALL_PT, finish
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def draw(board: Board, options: Options) -> Drawing:
         "not plotted"
     ]
     width = max(5.0, left + 2.25 * len(centers))
-    sheet = board.sheet(width, 0.34 * len(labels) + 0.85, "tumor centroid distances", footer)
+    sheet = board.sheet(width, 0.34 * len(labels) + 0.85, "tumor centroid distances", footer, missing=POOLED)
     (axes,) = sheet.grid(1, len(centers), left=left, above=0.22, below=0.42, gaps=(0.17, 0.0), sharey=True, sharex=True)
     longest = max(entry.mm.max() for entry in found.values() if len(entry.mm))
     for index, (center, axis) in enumerate(zip(centers, axes, strict=True)):
@@ -87,9 +87,7 @@ def draw(board: Board, options: Options) -> Drawing:
                 _beside(axis, place, board.reason(label, center))
                 continue
             _box(axis, place, entry, PALETTE[index % len(PALETTE)], HATCHES[index % len(HATCHES)])
-            partial = len(entry.seeds) < len(board.row(label).seeds)
-            seeds = f"; {len(entry.seeds)} of {len(board.row(label).seeds)} seeds" if partial else ""
-            _beside(axis, place, entry.note + seeds)
+            _beside(axis, place, "; ".join(filter(None, [entry.note, board.some_seeds(label, center)])))
         axis.set_title(f"held-out {center}", pad=3)
         axis.set_xlabel("centroid distance (mm)")
         axis.set_xlim(-0.02 * longest, 1.04 * longest)

@@ -15,27 +15,30 @@ if TYPE_CHECKING:
 
 
 class Axis(NamedTuple):
-    """A cost: its label with unit, and its value of a row's cost (None: not known)."""
+    """A cost: its label with unit, and its value of a row's cost (None: not known) with the least and the greatest that it is of."""
 
     label: str
     value: Callable[[RowCost], float | None]
+    bounds: Callable[[RowCost], tuple[float, float] | None] = lambda _: None
 
 
 AXES: Mapping[str, Axis] = {
     "parameters": Axis("parameters, all training heads (millions)", lambda cost: cost.params / 1e6),
     "gflops": Axis("GFLOPs, one crop of each stage", lambda cost: cost.gflops),
-    "training": Axis(f"training time (× {BASELINE})", lambda cost: cost.train_factor),
+    "training": Axis(f"training time (× {BASELINE})", lambda cost: cost.train_factor, lambda cost: cost.factor_range),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A row on one axis: ``cost`` in the axis' unit, ``dsc`` in points, its standard deviation over seeds (None for one seed)."""
+    """A row on one axis: ``cost`` in the axis' unit with its ``bounds`` (None: it has none), ``dsc`` in points, its standard deviation over
+    seeds (None for one seed)."""
 
     label: str
     cost: float
     dsc: float
     sd: float | None
+    bounds: tuple[float, float] | None = None
 
 
 def gather(rows: Sequence[Row]) -> dict[str, list[Point]]:
@@ -48,7 +51,8 @@ def gather(rows: Sequence[Row]) -> dict[str, list[Point]]:
         sd = None if score.sd is None else 100 * score.sd
         for name, axis in AXES.items():
             if (value := axis.value(row.cost)) is not None:
-                found[name].append(Point(label=row.label, cost=value, dsc=100 * score.mean, sd=sd))
+                bounds = axis.bounds(row.cost)
+                found[name].append(Point(label=row.label, cost=value, dsc=100 * score.mean, sd=sd, bounds=bounds))
     return found
 
 
@@ -79,7 +83,8 @@ def draw(board: Board, options: Options) -> Drawing:
         "mean DSC: equal-weight mean over centers of the mean over cases, in points (0–100), bars: standard deviation over seeds; ringed "
         "and joined: no other row is at most as costly and better (ties are both ringed)",
         f"parameters and GFLOPs: networks of the method's stages while training, the convention of the paper's Table VI; training time: "
-        f"steps × median step relative to {BASELINE}, pairwise on the same machine, not on an idle one: {'; '.join(machines)}",
+        f"steps × median step relative to the run of {BASELINE} with the same center and seed on the same kind of machine, not on an "
+        f"idle one (median over pairs; bars: the least and the greatest): {'; '.join(machines)}",
         *notes,
     ]
     columns = 5
@@ -119,6 +124,7 @@ def _panel(axis: "Axes", points: Sequence[Point], look: Mapping[str, Look]) -> N
         axis.errorbar(
             point.cost,
             point.dsc,
+            xerr=None if point.bounds is None else [[point.cost - point.bounds[0]], [point.bounds[1] - point.cost]],
             yerr=point.sd,
             fmt=style.marker,
             color=style.colour,
@@ -133,7 +139,7 @@ def _panel(axis: "Axes", points: Sequence[Point], look: Mapping[str, Look]) -> N
     costs, values = [point.cost for point in front], [point.dsc for point in front]
     axis.step(costs, values, where="post", color="#555555", linewidth=0.9, linestyle=(0, (4, 2)), zorder=2)
     axis.plot(costs, values, "o", markersize=9, fillstyle="none", color="black", markeredgewidth=0.9, zorder=4)
-    every = [point.cost for point in points]
+    every = [value for point in points for value in (point.cost, *(point.bounds or ()))]
     if min(every) > 0 and max(every) / min(every) > 8:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

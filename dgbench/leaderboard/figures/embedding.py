@@ -83,9 +83,11 @@ def project(features: FloatArray) -> FloatArray:
 
 
 def standardised(features: FloatArray) -> FloatArray:
-    """Every channel with mean 0 and standard deviation 1; a constant channel is 0."""
-    spread = features.std(axis=0)
-    return np.asarray((features - features.mean(axis=0)) / np.where(spread > 0, spread, 1.0), dtype=np.float64)
+    """Every channel with mean 0 and standard deviation 1; a constant channel, and one whose spread no number can hold, is 0."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread, apart = features.std(axis=0), features - features.mean(axis=0)
+    told = (spread > 0) & np.isfinite(spread) & np.isfinite(apart).all(axis=0)
+    return np.asarray(np.where(told, apart, 0.0) / np.where(told, spread, 1.0), dtype=np.float64)
 
 
 def embed(cell: Cell) -> Embedding | str:
@@ -109,6 +111,8 @@ def embed(cell: Cell) -> Embedding | str:
     if finite.sum() < LEAST:
         return f"hold fewer than {LEAST} pooled features of {cell.stage}"
     features = standardised(values[finite])
+    if not features.any():
+        return f"hold pooled features of {cell.stage} that do not differ"
     return Embedding(
         cell=cell,
         features=features,
@@ -122,7 +126,8 @@ def embed(cell: Cell) -> Embedding | str:
 
 
 def gather(board: Board) -> tuple[dict[tuple[str, str], Embedding], list[str]]:
-    """By row and held-out center, the map of the first seed that has one; and a line per reason why others have none."""
+    """By row and held-out center, the map of the first seed (in-domain of its first fold) that has one; and a line per reason why others
+    have none."""
     found: dict[tuple[str, str], Embedding] = {}
     lacking: dict[str, list[Cell]] = {}
     for label in board.labels:
@@ -169,15 +174,17 @@ def _page(
     title: str,
     notes: Sequence[str],
 ) -> Sheet:
-    note, left, least = 0.34, 0.34, 5.6
+    left, least = 0.34, 5.6
     panel = min(2.2, max(1.62, (least - left - 0.1) / len(labels) - 0.08))
-    seeds = sorted({entry.cell.seed for entry in found.values()})
+    seeds = {entry.cell.seed for entry in found.values()}
+    told = bool(board.compiled.folds) or len(seeds) > 1
+    note = 0.46 if told else 0.34
     stage = next(iter(found.values())).cell.stage
     skipped = sum(entry.skipped for entry in found.values())
     footer = [
         f"a point: features of one case pooled over one tissue (decoder of {stage}, label ROI), standardised; large: held-out cases, "
-        f"small: source validation; seed {', '.join(map(str, seeds))}; t-SNE with a fixed random state, axes without unit; every panel is "
-        "a network of its own: distances compare inside a panel only",
+        f"small: source validation; {'' if told else f'seed {min(seeds)}; '}t-SNE with a fixed random state, axes without unit; every "
+        "panel is a network of its own, the first that keeps features: distances compare inside a panel only",
         "s: silhouette in −1..1 between tissues (higher: tumor apart from normal) and between centers (lower: centers mixed), on the map "
         "and, in parentheses, on the features themselves",
         *([f"{skipped} pooled features with a value that is no number are left out"] if skipped else []),
@@ -185,7 +192,7 @@ def _page(
     ]
     width = max(least, left + len(labels) * (panel + 0.08) + 0.1)
     body = len(centers) * (panel + note) + 0.5
-    sheet = board.sheet(width, body, title, footer)
+    sheet = board.sheet(width, body, title, footer, missing="their networks have no panel")
     used = left + len(labels) * (panel + 0.08)
     grid = sheet.grid(
         len(centers), len(labels), left=left, right=width - used, above=0.22, below=0.3 + note - 0.02, gaps=(0.08, note)
@@ -196,7 +203,7 @@ def _page(
             if entry is None:
                 say(axis, "no features" if board.of(label, center) else board.reason(label, center))
             else:
-                _scatter(axis, entry, colours)
+                _scatter(axis, entry, colours, told)
             _frame(axis)
         axes[0].set_ylabel(f"held-out {center}", labelpad=3)
     for label, axis in zip(labels, grid[0], strict=True):
@@ -213,8 +220,8 @@ def _frame(axis: "Axes") -> None:
         spine.set_color("#999999")
 
 
-def _scatter(axis: "Axes", entry: Embedding, colours: Mapping[str, str]) -> None:
-    """Source cases first, so that the held-out ones lie on top."""
+def _scatter(axis: "Axes", entry: Embedding, colours: Mapping[str, str], told: bool) -> None:
+    """Source cases first, so that the held-out ones lie on top; whose network it is, where that must be ``told``."""
     for heldout, center, (tissue, (marker, filled)) in product((False, True), colours, TISSUES.items()):
         x, y = entry.place[(entry.heldout == heldout) & (entry.center == center) & (entry.tissue == tissue)].T
         axis.scatter(
@@ -231,6 +238,8 @@ def _scatter(axis: "Axes", entry: Embedding, colours: Mapping[str, str]) -> None
         f"s tissues {_score(entry, entry.tissue)}, n {len(entry.place)}\n"
         f"s centers {_score(entry, entry.center)}, perplexity {entry.perplexity:.3g}"
     )
+    if told:
+        text = f"{entry.cell.run.spec.heldout}, seed {entry.cell.seed}\n{text}"
     axis.text(0.5, -0.02, text, transform=axis.transAxes, fontsize=SMALL_PT - 0.5, ha="center", va="top")
 
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dgbench.leaderboard.figures.board import Board, Cell, Drawing, NothingToDraw, Options, undrawn
+from dgbench.leaderboard.figures.board import POOLED, Board, Cell, Drawing, NothingToDraw, Options, undrawn
 from dgbench.leaderboard.figures.overlays import case_dsc
 from dgbench.leaderboard.figures.panels import (
     MOST_METHODS,
+    NO_SLICE,
     CaseRow,
     Shown,
     draw_panels,
@@ -58,14 +59,20 @@ def _judged(cell: Cell, options: Options) -> list[tuple[str, bool]]:
     return [(options.lesion_type(str(case)), float(dsc) < options.limit) for case, dsc in pairs]
 
 
-def hardest(board: Board, shown: Shown, options: Options) -> list[tuple[str, str, float]]:
+def hardest(board: Board, shown: Shown, options: Options) -> tuple[list[tuple[str, str, float]], int]:
     """At most six cases (center, case, DSC in [0, 1]) below the limit in the mean over rows, or of the row that chooses, of which every
-    method that is drawn keeps a slice: first the worst of each center and lesion type, then the next worst; sorted by center."""
+    method that is drawn keeps a slice: first the worst of each center and lesion type, then the next worst; sorted by center. And how many
+    cases below it could not be chosen because a method keeps no slice of them."""
+    unseen = 0
     groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for center in board.table.centers:
         drawn = [cells for (_, where), cells in shown.items() if where == center]
         for case, dsc in _below(case_dsc(board, center, options.by), options.limit):
-            if drawn and all(keeper(cells, case) for cells in drawn):
+            if not drawn:
+                continue
+            if not all(keeper(cells, case) for cells in drawn):
+                unseen += 1
+            else:
                 groups.setdefault((center, options.lesion_type(case)), []).append((dsc, case))
     waiting = [
         (turn, dsc, center, case)
@@ -74,7 +81,7 @@ def hardest(board: Board, shown: Shown, options: Options) -> list[tuple[str, str
     ]
     order = {name: index for index, name in enumerate(board.table.centers)}
     taken = [(center, case, dsc) for _, dsc, center, case in sorted(waiting)[:MOST_CASES]]
-    return sorted(taken, key=lambda entry: (order[entry[0]], entry[2], entry[1]))
+    return sorted(taken, key=lambda entry: (order[entry[0]], entry[2], entry[1])), unseen
 
 
 def _below(scores: "pd.Series[float]", limit: float) -> list[tuple[str, float]]:
@@ -89,10 +96,12 @@ def draw(board: Board, options: Options) -> Drawing:
     reason = unpictured(board.compiled.view)
     shown, without = ({}, []) if reason else shown_cells(board)
     notes = [f"no gallery: {reason}"] if reason else undrawn(without, len(board.cells), "lack slices for the gallery")
-    cases = hardest(board, shown, options)
+    cases, unseen = hardest(board, shown, options)
     limit = f"DSC below {100 * options.limit:g}"
     if shown and not cases:
         notes.append(f"no gallery: no case with slices has a {limit}, in the {_whose(options)}")
+    if unseen:
+        notes.append(f"{unseen} cases below the limit cannot be in the gallery: {NO_SLICE}")
     sheets = [_chart(board, found, limit, notes)]
     if cases:
         labels = [label for label in board.labels if any(label == drawn for drawn, _ in shown)]
@@ -121,7 +130,7 @@ def _chart(board: Board, found: Sequence[Share], limit: str, notes: Sequence[str
     width = max(5.4, left + 2.25 * len(centers))
     bar = 0.13
     body = len(labels) * (bar * len(lesions) + 0.1) + 1.0
-    sheet = board.sheet(width, body, f"failures: {limit}", footer)
+    sheet = board.sheet(width, body, f"failures: {limit}", footer, missing=POOLED)
     (axes,) = sheet.grid(1, len(centers), left=left, above=0.22, below=0.62, gaps=(0.17, 0.0), sharey=True, sharex=True)
     step = 1 / (len(lesions) + 0.1 / bar)
     look = {name: (TONES[index % len(TONES)], HATCHES[index % len(HATCHES)]) for index, name in enumerate(lesions)}
@@ -129,7 +138,10 @@ def _chart(board: Board, found: Sequence[Share], limit: str, notes: Sequence[str
         for place, label in enumerate(labels):
             here = [share for share in found if (share.label, share.center) == (label, center)]
             if not here:
-                axis.text(1, place, board.reason(label, center), fontsize=SMALL_PT, va="center")
+                why = "no case counted" if board.of(label, center) else board.reason(label, center)
+                axis.text(1, place, why, fontsize=SMALL_PT, va="center")
+            elif finished := board.some_seeds(label, center):
+                axis.text(124, place - 0.42, finished, fontsize=SMALL_PT - 0.5, ha="right", va="center")
             for index, share in enumerate(here):
                 _bar(axis, place + (index - (len(here) - 1) / 2) * step, 0.86 * step, share, *look[share.lesion])
         axis.set_title(f"held-out {center}", pad=3)
@@ -184,6 +196,6 @@ def _gallery(
         *notes,
     ]
     width, body = page_size(len(rows), len(labels))
-    sheet = board.sheet(width, body, title, footer)
+    sheet = board.sheet(width, body, title, footer, missing="cases are chosen without them")
     draw_panels(board, sheet, rows, labels, shown)
     return sheet

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dgbench.leaderboard.figures.board import Board, Drawing, NothingToDraw, Options, undrawn
 from dgbench.leaderboard.figures.panels import (
     MOST_METHODS,
+    NO_SLICE,
     CaseRow,
     Shown,
     draw_panels,
@@ -47,14 +48,15 @@ def case_dsc(board: Board, center: str, by: str | None) -> "pd.Series[float]":
 
 
 def exemplary(scores: "pd.Series[float]", center: str) -> list[Choice]:
-    """The best, the median and the worst of ``scores`` (by case); of equal scores the first case; fewer where there are fewer cases."""
+    """The best, the median and the worst of ``scores`` (by case); of equal scores the first case; fewer where there are fewer cases, of two
+    the best and the worst."""
     ordered = sorted(scores.items(), key=lambda item: (-item[1], str(item[0])))
     taken: dict[str, Choice] = {}
     if ordered:
-        for rank, index in zip(RANKS, (0, len(ordered) // 2, len(ordered) - 1), strict=True):
+        for rank, index in (("best", 0), ("worst", len(ordered) - 1), ("median", len(ordered) // 2)):
             case, dsc = ordered[index]
             taken.setdefault(str(case), Choice(center, rank, str(case), float(dsc)))
-    return list(taken.values())
+    return sorted(taken.values(), key=lambda choice: RANKS.index(choice.rank))
 
 
 def choose(board: Board, shown: Shown, by: str | None) -> tuple[list[Choice], int]:
@@ -84,7 +86,7 @@ def draw(board: Board, options: Options) -> Drawing:
     if not choices:
         raise NothingToDraw("no case has a DSC and a slice in every run")
     if unseen:
-        notes.append(f"{unseen} cases could not be chosen, a method keeps no slice of them (a failed case has none)")
+        notes.append(f"{unseen} cases could not be chosen: {NO_SLICE}")
     whose = f"DSC of {options.by}" if options.by else "mean DSC over rows"
     rows = [
         CaseRow(
@@ -120,6 +122,6 @@ def _page(
         *notes,
     ]
     width, body = page_size(len(rows), len(labels))
-    sheet = board.sheet(width, body, title, footer)
+    sheet = board.sheet(width, body, title, footer, missing="cases are chosen without them")
     draw_panels(board, sheet, rows, labels, shown)
     return sheet

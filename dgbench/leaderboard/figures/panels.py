@@ -42,6 +42,8 @@ LEGEND = {
 }
 
 
+NO_SLICE = "a method keeps no slice of them (a failed case has none)"
+
 Shown = Mapping[tuple[str, str], Sequence[Cell]]
 """By row and center the runs of one seed: one, or in-domain those of all folds."""
 
@@ -106,7 +108,7 @@ def draw_panels(board: Board, sheet: Sheet, rows: Sequence[CaseRow], labels: Seq
             if center == row.center and (cell := keeper(of_seed, row.case)) is not None
         }
         slices = {label: CaseSlice.load(slice_file(cell.run.path, row.case)) for label, cell in cells.items()}
-        _draw_row(board, axes, row, labels, slices, cells)
+        _draw_row(board, axes, row, labels, slices, cells, told="," in seeds_of(shown))
     for axis, title in zip(grid[0], ("whole slice", *labels), strict=True):
         axis.set_title(title, fontsize=TEXT_PT, pad=3)
     sheet.legend(_handles(), columns=len(LEGEND), handlelength=2.6)
@@ -119,8 +121,10 @@ def _draw_row(
     labels: Sequence[str],
     slices: Mapping[str, CaseSlice],
     cells: Mapping[str, Cell],
+    told: bool,
 ) -> None:
-    """``slices`` are those of all methods, also of those on other pages: the field is the same for all."""
+    """``slices`` are those of all methods, also of those on other pages: the field is the same for all. Seeds are ``told`` where they
+    differ."""
     every = list(slices.values())
     first, whole = every[0], whole_field(every[0])
     reference = (first.reference_pancreas, first.reference_tumor)
@@ -136,7 +140,8 @@ def _draw_row(
     axes[0].set_ylabel("\n".join(row.words), fontsize=SMALL_PT, labelpad=3, linespacing=1.25)
     for label, axis in zip(labels, axes[1:], strict=True):
         if label in slices:
-            _method(axis, slices[label], view, zoom, _caption(cells[label], row.case, slices[label]))
+            seed = f", seed {cells[label].seed}" if told else ""
+            _method(axis, slices[label], view, zoom, _caption(cells[label], row.case, slices[label], seed))
         else:
             _empty(axis, "no slice kept" if board.of(label, row.center) else board.reason(label, row.center))
 
@@ -187,9 +192,9 @@ def _corner(view: Field, zoom: Field, case: CaseSlice) -> tuple[float, float, fl
     return low, low, INSET, INSET
 
 
-def _caption(cell: Cell, case: str, drawn: CaseSlice) -> str:
+def _caption(cell: Cell, case: str, drawn: CaseSlice, seed: str) -> str:
     row = cell.cases[cell.cases["case"] == case].iloc[0]
-    text = f"DSC {100 * row['dsc']:.1f}"
+    text = f"DSC {100 * row['dsc']:.1f}{seed}"
     if row["empty_prediction"]:
         return f"{text}\nnothing predicted"
     return text if drawn.tumor_fine.any() else f"{text}\nnone on this slice"

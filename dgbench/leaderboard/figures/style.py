@@ -1,7 +1,7 @@
 """What all figures share: colours, markers and hatches, sheets with a heading and a footer, and files whose bytes repeat.
 
-Colours are those of Okabe and Ito without the yellow, which is too light on white; nothing is told by colour alone, so that a figure
-also reads in a grayscale print.
+Colours are those of Okabe and Ito without the yellow, which is too light on white; what is told by colour alone (the centers of a map of
+features) differs in lightness too, so that a figure also reads in a grayscale print.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Form = Literal["png", "pdf", "svg"]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-TONES = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
-"""The same colours, the first ones apart in lightness: for things that have no mark of their own."""
+TONES = ("#0072B2", "#E69F00", "#000000", "#D55E00", "#CC79A7", "#009E73", "#56B4E9")
+"""The same colours, the first four apart in lightness: for things that have no mark of their own."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 1.5)))
 HATCHES = ("", "////", "....", "xxxx", "----", "oo", "\\\\\\\\")

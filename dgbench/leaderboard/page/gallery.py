@@ -46,16 +46,16 @@ class Painter(NamedTuple):
 
     def of_table(self, table: Table) -> Gallery:
         """All figures of a table."""
-        return self._draw(table, FIGURES, f"figures/{self.compiled.tables.index(table)}")
+        return self._draw(table, FIGURES, f"figures/{self.compiled.tables.index(table)}", table)
 
     def of_row(self, table: Table, row: Row) -> Gallery:
         """The figures of one row alone."""
         place = f"figures/{self.compiled.tables.index(table)}/{file_name(row.label)}"
-        return self._draw(table.only(row), OF_ONE_ROW, place)
+        return self._draw(table.only(row), OF_ONE_ROW, place, table)
 
-    def _draw(self, table: Table, names: Iterable[str], place: str) -> Gallery:
+    def _draw(self, table: Table, names: Iterable[str], place: str, whole: Table) -> Gallery:
         rows = tuple(replace(row, label=printable(row.label)) for row in table.rows)
-        board = board_of(self.compiled, replace(table, rows=rows), self.root, self.protocol)
+        board = board_of(self.compiled, replace(table, rows=rows), self.root, self.protocol, whole=whole)
         if not board.cells:
             return Gallery((), tuple(board.not_drawn()) or ("no figures: no finished run",))
         pictures: list[Picture] = []
