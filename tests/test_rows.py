@@ -2,7 +2,7 @@
 
 import pytest
 
-from dgbench.leaderboard.rows import RowKey, preset_overrides, retarget, row_labels
+from dgbench.leaderboard.rows import RowKey, baseline_of, preset_overrides, retarget, row_labels
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,13 @@ def test_retarget(command: str, expected: str) -> None:
 def test_preset_overrides() -> None:
     command = "dgbench run --set preset.width=16 --set lr=1 --set=preset.tta=false"
     assert preset_overrides(command) == ("preset.tta=false", "preset.width=16")
+
+
+def test_the_baseline_is_the_method_as_it_ships() -> None:
+    """A record with a setting that the method does not know takes nobody's place."""
+    plain = RowKey("erm", 1, "{}", modified=False, overrides=(), imported=False)
+    others = [plain._replace(config='{"a": 1}'), plain._replace(devices=2), plain._replace(modified=True)]
+    assert baseline_of([*others, plain]) == plain
 
 
 def test_no_two_rows_have_one_label() -> None:

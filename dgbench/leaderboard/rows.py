@@ -81,9 +81,9 @@ class RowKey(NamedTuple):
 
 def baseline_of(rows: Iterable[RowKey]) -> RowKey | None:
     """The row that others are compared with: the baseline as the protocol has it, neither modified nor tuned; of several its latest
-    version, on the fewest devices."""
+    version, on the fewest devices, in the configuration that sets least."""
     plain = [key for key in rows if key.method == BASELINE and not key.modified and key.tuned is None]
-    return min(plain, key=lambda key: (-key.version, key.devices, key.config), default=None)
+    return min(plain, key=lambda key: (-key.version, key.devices, len(key.config), key.config), default=None)
 
 
 def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
