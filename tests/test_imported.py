@@ -186,6 +186,11 @@ def test_arrays_become_a_run(tmp_path: Path) -> None:
         ([], "no case of MSD"),
         ([cube("RENJI/a")], "case RENJI/a: is not of the held-out center"),
         ([cube("a")], "case a: is not of the held-out center"),
+        ([cube("MSD/../../a")], "case MSD/../../a: is not of the held-out center"),
+        (
+            [("MSD/a", np.ones((2, 2)), np.ones((2, 2)), (1.0, 1.0))],
+            "case MSD/a: masks of 2 axes — protocol phantom has 3",
+        ),
         ([cube("MSD/a"), cube("MSD/a")], "case MSD/a: comes twice"),
         (
             [("MSD/a", *(2 * part for part in (np.ones((2, 2, 2)), np.ones((2, 2, 2)))), SPACING)],

@@ -101,6 +101,21 @@ class TestSubmit:
         with pytest.raises(DgbenchError, match="file"):
             write_record(only(runs), tmp_path / "file")
 
+    def test_runs_in_the_place_of_records_are_kept(
+        self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The same runs, or others of the same keys, with their weights."""
+        copy = tmp_path / "runs"
+        shutil.copytree(runs, copy)
+        before = {path.relative_to(copy) for path in copy.rglob("*")}
+        for source in (copy, runs):
+            line = mistake(capsys, submit(source, copy))
+            assert "is there and is no record — name another folder of records with --to" in line
+            with pytest.raises(DgbenchError, match="is no record"):
+                write_record(only(source), copy)
+        assert {path.relative_to(copy) for path in copy.rglob("*")} == before
+        assert any(path.suffix == ".safetensors" for path in before)
+
     def test_a_run_is_found_from_the_folder_beside_it(
         self, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

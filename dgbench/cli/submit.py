@@ -17,7 +17,7 @@ def submit(
 ) -> None:
     """Write records of finished runs (no weights, predictions or pictures) that a pull request adds; shared stages come along."""
     from dgbench.store.manifest import REPRODUCTIONS, Manifest
-    from dgbench.store.record import require_whole, with_shared, write_record
+    from dgbench.store.record import require_place, require_whole, with_shared, write_record
     from dgbench.verification.collect import finished_runs, siblings
 
     chosen = finished_runs(runs, preset, skipped=lambda line: typer.echo(line, err=True))
@@ -28,6 +28,7 @@ def submit(
     every = with_shared(chosen, siblings(chosen))
     for run in every:
         require_whole(run)
+        require_place(run, to)
     for run in every:
         record = write_record(run, to)
         parent = record.parents[1] if record.parent.name == REPRODUCTIONS else record

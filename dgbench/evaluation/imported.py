@@ -21,6 +21,7 @@ from dgbench.evaluation.metrics import NUMBERS, case_metrics
 from dgbench.frozen import check_name
 from dgbench.protocol import Protocol, ResolvedProtocol, load_protocol
 from dgbench.registry import discover
+from dgbench.store.cases import leads_out
 from dgbench.store.folder import IMPORTED, RunFolder, RunSpec, open_run, read_status, run_folder, write_status
 from dgbench.store.keys import key_of
 from dgbench.store.lock import FolderLock
@@ -137,10 +138,14 @@ def _judge(
     stage, judged = list(protocol.stages)[-1], protocol.center_of(heldout)
     rows: dict[str, dict[str, Any]] = {}
     hashes: list[tuple[str, str, str]] = []
-    for case, prediction, reference, spacing in cases:
-        center, _, own = case.partition("/")
-        if center != judged or not own:
+    axes = protocol.task.ndim
+    for case, given, expected, spacing in cases:
+        prediction, reference = np.asarray(given), np.asarray(expected)
+        center, _, own = str(case).partition("/")
+        if center != judged or not own or leads_out(own):
             raise DgbenchError(f"case {case}: is not of the held-out center — its id must be {judged}/<case>")
+        if reference.ndim != axes:
+            raise DgbenchError(f"case {case}: masks of {reference.ndim} axes — protocol {protocol.name} has {axes}")
         if case in rows:
             raise DgbenchError(f"case {case}: comes twice — give one mask per case")
         try:

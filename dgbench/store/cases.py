@@ -1,5 +1,6 @@
 """The rows of an evaluation: what it measured of every case, in ``cases.parquet``."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,11 @@ def read_case_table(folder: Path, columns: Sequence[str] | None = None, *, coded
     if leaving is not None:  # slices and pages are files named by the case
         raise DgbenchError(f"{path}: {leaving!r} names no case — foreign, remove it")
     return table
+
+
+def leads_out(case: str) -> bool:
+    """Whether a name leads out of the folder that it would be a file in."""
+    return re.search(_LEAVING, case) is not None
 
 
 def _leaving(cases: "pa.ChunkedArray") -> str | None:

@@ -14,7 +14,7 @@ from dgbench.atomic import TEMPORARY_PREFIX, make_folder, unwritable, write_json
 from dgbench.errors import DgbenchError
 from dgbench.store.folder import RunFolder, RunSpec, read_status
 from dgbench.store.keys import key_of
-from dgbench.store.manifest import REPRODUCTIONS, Manifest, environment_of
+from dgbench.store.manifest import MANIFEST, REPRODUCTIONS, Manifest, environment_of
 from dgbench.store.study import BEST, KEPT_OF_STUDY, TUNING
 from dgbench.store.tiers import reproductions, require_second_run, supported_tier
 
@@ -33,10 +33,11 @@ def write_record(run: RunFolder, root: Path) -> Path:
     can be compiled and read like its run, but not trained on or evaluated. Its command names no folder of this machine.
 
     Raises:
-        DgbenchError: the run cannot become a record (:func:`require_whole`) or is a copy of one that is there, or ``root`` cannot be
-            written.
+        DgbenchError: the run cannot become a record (:func:`require_whole`, :func:`require_place`) or is a copy of one that is there, or
+            ``root`` cannot be written.
     """
     require_whole(run)
+    require_place(run, root)
     record = target = root / run.relative
     environment = environment_of(run.path)
     if (record / "spec.json").is_file() and environment_of(record) != environment:
@@ -61,6 +62,14 @@ def write_record(run: RunFolder, root: Path) -> Path:
     if target != record:
         Manifest.of(record, supported_tier(record)).write(record)
     return target
+
+
+def require_place(run: RunFolder, root: Path) -> None:
+    """Raise DgbenchError where a run, this or another one, lies in the place of the record below ``root``: it would be removed, weights and
+    all."""
+    place = root / run.relative
+    if place.exists() and not (place / MANIFEST).is_file():
+        raise DgbenchError(f"{place}: is there and is no record — name another folder of records with --to")
 
 
 def require_whole(run: RunFolder) -> None:
