@@ -178,6 +178,21 @@ def test_times_on_two_devices_are_not_compared_with_those_on_one(tmp_path: Path)
     assert cost.machine[-1] == "2 devices"
 
 
+def test_times_on_different_gpus_are_not_compared(tmp_path: Path) -> None:
+    folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
+    spec = json.loads((folder / "spec.json").read_text())
+    (folder / "spec.json").write_text(json.dumps(spec | {"environment": spec["environment"] | {"device": "cuda"}}))
+    named = []
+    for told in ({}, {"gpu": "A100", "driver": "550.54"}, {"gpu": "H200", "driver": "550.54"}, {"gpu": "H200"}):
+        write_json(folder / "env.json", {"processor": "Abacus", **told})
+        (run,) = iter_runs(tmp_path)
+        cost = read_run_cost(run, read_checked(run.evaluation))
+        assert cost is not None
+        named.append(cost.machine[:-3])
+    unknown = ("cuda (unknown GPU)",)
+    assert named == [unknown, ("A100", "driver 550.54"), ("H200", "driver 550.54"), unknown]
+
+
 def test_times_of_bf16_with_and_without_instructions_are_not_compared(tmp_path: Path) -> None:
     folder = add_priced_run(tmp_path, "erm", "MSD", 1.0)
     spec = json.loads((folder / "spec.json").read_text())

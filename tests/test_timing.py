@@ -12,7 +12,7 @@ import torch
 from cli_calls import mistake
 from training_fixtures import Mini
 
-from dgbench.atomic import read_json
+from dgbench.atomic import read_json, write_json
 from dgbench.cli import call
 from dgbench.cli.cost import _print_times
 from dgbench.cli.options import ListFormat
@@ -20,7 +20,10 @@ from dgbench.data import sampling
 from dgbench.errors import DgbenchError
 from dgbench.evaluation import timing
 from dgbench.evaluation.timing import WARM_UP, Quartiles, StageSeconds, measure_memory, synthetic_batch, time_stage
-from dgbench.launch.timing import _summary, timed_cases
+from dgbench.launch import environment
+from dgbench.launch import timing as command
+from dgbench.launch.machine import Machine
+from dgbench.launch.timing import BUSY, _summary, time_methods, timed_cases
 from dgbench.protocol import load_protocol
 from dgbench.registry import find_method
 
@@ -75,10 +78,10 @@ def test_methods_take_turns_and_the_first_rounds_are_dropped(monkeypatch: pytest
     monkeypatch.setattr(timing, "_Subject", Subject)
     methods = {name: (find_method(name), find_method(name).configure()) for name in ("erm", "saml")}
     options: dict[str, Any] = {"device": CPU, "precision": "fp32", "repeats": 3, "report": quiet}
-    found = time_stage(methods, TINY, "tumor-fine", 2, **options, cases=[1, 2])
+    found = time_stage(methods, TINY, "tumor-fine", 2, **options, cases=[1, 2, 3])
     assert order == ["erm", "saml"] * (WARM_UP + 3)
-    assert answered == [(name, case) for case in (1, 2, 1, 2, 1) for name in ("erm", "saml")]
-    assert found["erm"] == StageSeconds((1.0,) * 3, (3.0,) * 3, (0.5,) * 3, (0.25, 0.5, 0.25))
+    assert answered == [(name, case) for case in (1, 2, 3, 3, 1, 2) for name in ("erm", "saml")], "each once before"
+    assert found["erm"] == StageSeconds((1.0,) * 3, (3.0,) * 3, (0.5,) * 3, (0.75, 0.25, 0.5))
     assert found["saml"].training_step == (2.0,) * 3
 
 
@@ -109,6 +112,49 @@ def test_a_step_and_a_prediction_take_time_and_memory(tmp_path: Path, method: st
     content = (info, info.configure(), TINY, "tumor-fine", 2, "cpu", "fp32", torch.get_num_threads(), target)
     measure_memory(content, quiet)
     assert read_json(target)["peak_mib"] >= 0
+
+
+def test_memory_is_the_most_of_several_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first step has neither the moments of Adam nor gradients of a step before."""
+    peaks = [10, 50, 60, 75, 90]
+
+    class Subject:
+        def __init__(self, *_: Any) -> None:
+            self.steps = 0
+
+        def train(self) -> None:
+            peaks.pop(0)
+
+    monkeypatch.setattr(timing, "_Subject", Subject)
+    monkeypatch.setattr(timing, "_resident_peak", lambda: peaks[0] * 2**20)
+    info = find_method("erm")
+    threads = torch.get_num_threads()
+    measure_memory((info, info.configure(), TINY, "tumor-fine", 2, "cpu", "fp32", threads, tmp_path / "m"), quiet)
+    assert read_json(tmp_path / "m")["peak_mib"] == 75 - 10
+
+
+def test_crops_are_augmented_and_passes_counted_as_the_preset_and_protocol_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    resolved = load_protocol("phantom").resolve("tiny", {"stages.tumor-fine.augmentation": "0.5"})
+    limits = resolved.protocol.inference.fine_rounds.model_copy(update={"seg": 3})
+    inference = resolved.protocol.inference.model_copy(update={"fine_rounds": limits})
+    protocol = resolved.protocol.model_copy(update={"inference": inference})
+    resolved = resolved.model_copy(update={"protocol": protocol})
+    info = find_method("erm")
+    subject = timing._Subject(info, info.configure(), resolved, "tumor-fine", 2, CPU, "fp32")
+    cases = timing.synthetic_cases(resolved, "tumor-fine", 2, tmp_path)
+    angles, passes = [], []
+
+    def drawn(rng: Any, augmentation: Any, ndim: int) -> None:
+        angles.append(augmentation.rotation_degrees)
+
+    monkeypatch.setattr(sampling, "draw_rotation", drawn)
+    monkeypatch.setattr(timing, "predict_box", lambda *_: passes.append(1))
+    subject.train_loaded(cases, 1)
+    assert set(angles) == {0.5 * protocol.augmentation.rotation_degrees}
+    subject.answer(cases[0])
+    assert len(passes) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -188,20 +234,58 @@ def test_a_case_of_every_center_is_timed_and_patients_must_be_given(mini: Mini, 
 def test_times_of_a_busy_machine_are_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
     stages = {"fine": StageSeconds((0.1, 0.2), (0.3, 0.3), (0.4, 0.4), (1.0, 2.0))}
     row = {"method": "erm", **_summary(stages), "peak_mib": 7.0}
-    measured = {"machine": {"device": "a processor"}, "cases": ["MSD/MSD_0000"], "methods": [row]}
-    for busy, said in ((3.0, False), (60.0, True)):
-        _print_times({**measured, "busy_percent": busy}, TINY, ListFormat.table)
+    machine = {"device": "a processor", "driver": None}
+    measured = {"machine": machine, "cases": ["MSD/MSD_0000"], "methods": [row]}
+    for busy, said in ((0.1, False), (6.0, True)):
+        _print_times({**measured, "busy_cores": busy}, TINY, ListFormat.table)
         out, err = capsys.readouterr()
-        assert ("60 % of the processor was in use" in err) is said
+        assert ("6.0 cores were in use before the measurement: these times are" in err) is said
         assert "1.50 [1.25, 1.75]" in out
-        assert "(MSD/MSD_0000 in turns)" in out
+        assert "(MSD/MSD_0000 in turns, so that the quartiles are the spread of cases)" in out
+        assert out.endswith(f"device a processor; {busy} cores were in use before the measurement\n")
+    gpu = {"device": "a GPU", "driver": "1.0"}
+    _print_times({**measured, "machine": gpu, "busy_cores": 0.1}, TINY, ListFormat.table)
+    assert capsys.readouterr().out.endswith("the measurement; the GPU was not checked for other jobs\n")
     for ndim, tta, flips in ((3, True, "8 flips"), (2, True, "4 flips"), (3, False, "no flips")):
         task = TINY.protocol.task.model_copy(update={"ndim": ndim})
         protocol = TINY.protocol.model_copy(update={"task": task})
         preset = TINY.preset.model_copy(update={"tta": tta})
         changed = TINY.model_copy(update={"protocol": protocol, "preset": preset})
-        _print_times({**measured, "busy_percent": 3.0}, changed, ListFormat.table)
+        _print_times({**measured, "busy_cores": 0.1}, changed, ListFormat.table)
         assert f"one crop of each stage, {flips};" in capsys.readouterr().out
+
+
+def test_a_few_busy_cores_of_many_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six of 64 are 9.4 % of the processor."""
+
+    def written(job: Any, content: tuple[Any, ...], *_: Any) -> None:
+        write_json(content[-1], {"device": "a processor", "driver": None, "methods": {}})
+
+    monkeypatch.setattr(command, "run_job", written)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 64)
+    for percent, busy in ((9.4, True), (0.1, False)):
+        monkeypatch.setattr("psutil.cpu_percent", lambda interval, percent=percent: percent)
+        measured = time_methods({}, TINY, 2, Machine("cpu", "fp32", 1, "2.13"), 1)
+        assert measured["busy_cores"] == pytest.approx(0.64 * percent)
+        assert (measured["busy_cores"] >= BUSY) is busy
+
+
+def test_a_run_folder_says_what_the_driver_tells_of_its_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for told, found in (
+        ("echo 'NVIDIA H200, 550.54'; echo 'NVIDIA H200, 550.54'", ("NVIDIA H200", "550.54")),
+        ("echo 'NVIDIA H200, 550.54'; echo 'NVIDIA A100, 550.54'", ("NVIDIA A100, NVIDIA H200", "550.54")),
+        ("echo 'No devices were found'", (None, None)),
+        ("echo 'NVIDIA H200, 550.54'; exit 9", (None, None)),
+    ):
+        program.write_text(f"#!/bin/sh\n{told}\n")
+        program.chmod(0o755)
+        environment._gpu.cache_clear()
+        described = environment.environment()
+        assert (described.get("gpu"), described.get("driver")) == found
+        assert ("gpu" in described) is (found[0] is not None), "records without a GPU stay as they were"
+    environment._gpu.cache_clear()
 
 
 def test_what_counts_and_what_measures_are_not_mixed(capsys: pytest.CaptureFixture[str]) -> None:

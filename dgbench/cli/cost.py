@@ -43,8 +43,8 @@ def cost(
         bool,
         typer.Option(
             "--time",
-            help="Measure instead: a training step (in memory, and with the loader), a prediction, a whole case, peak memory, on this idle "
-            "machine.",
+            help="Measure instead: a training step (in memory, and with the loader), a prediction of a crop and of a case, each by the "
+            "method's own stages, peak memory, on this idle machine.",
         ),
     ] = False,
     repeats: Annotated[
@@ -54,7 +54,7 @@ def cost(
         Path | None,
         typer.Option(
             "--data",
-            help="With --time: folder with one folder per center, to time a whole case on; default: the phantom of the preset, or none.",
+            help="With --time: folder with one folder per center, whose cases to predict; default: the phantom of the preset, or none.",
         ),
     ] = None,
     device: options.Device = None,
@@ -157,12 +157,9 @@ def _possible(infos: "list[MethodInfo]", protocol: "Protocol") -> "list[MethodIn
 def _print_times(measured: dict[str, Any], resolved: "ResolvedProtocol", form: options.ListFormat) -> None:
     from dgbench.launch.timing import BUSY
 
-    busy = measured["busy_percent"]
-    if busy > BUSY:
-        typer.echo(
-            f"warning: {busy:.0f} % of the processor was in use before the measurement: these times are those of a busy machine",
-            err=True,
-        )
+    busy = f"{measured['busy_cores']:.1f} cores were in use before the measurement"
+    if measured["busy_cores"] >= BUSY:
+        typer.echo(f"warning: {busy}: these times are those of a busy machine", err=True)
     if form is options.ListFormat.json:
         typer.echo(json.dumps(measured, indent=2))
         return
@@ -185,16 +182,18 @@ def _print_times(measured: dict[str, Any], resolved: "ResolvedProtocol", form: o
     where = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value is not None)
     flips = f"{2**resolved.protocol.task.ndim} flips" if resolved.preset.tta else "no flips"
     cases = (
-        f"case: all of the method's stages on a case ({', '.join(measured['cases'])} in turns), each in the ROI around the reference, "
-        "as an untrained network finds none"
+        f"case: the method's own stages on a case ({', '.join(measured['cases'])} in turns, so that the quartiles are the spread of "
+        "cases), each in the ROI around the reference, as an untrained network finds none; without shared stages, masks and resampling to "
+        "the scan"
         if measured["cases"]
         else "seconds per case need cases: --data DIR"
     )
+    unseen = "; the GPU was not checked for other jobs" if measured["machine"]["driver"] is not None else ""
     typer.echo(
         f"\n{resolved.protocol.name}, preset {resolved.preset_name}: medians of {first['step_ms']['n']}, methods in turns (quartiles in "
         f"brackets), on random crops in memory; × of the sum of the steps; with loader: consecutive steps on crops that the loader cuts "
         f"from random volumes and augments ({_workers(resolved.preset.workers)}), each method by itself; prediction: one crop of each "
-        f"stage, {flips}; {cases}; peak memory of a step above the built method, the larger of the stages\n{where}"
+        f"stage, {flips}; {cases}; peak memory of training steps above the built method, the larger of the stages\n{where}; {busy}{unseen}"
     )
 
 

@@ -1,5 +1,5 @@
 """How long methods take on this machine: a training step and a prediction of every stage, on crops that are in memory already, a step
-whose crops the loader cuts and augments, with as many workers as the preset has, and a whole case.
+whose crops the loader cuts and augments, with as many workers as the preset has, and a case in the ROI around its reference.
 
 Methods take turns, so that what else the machine does hits all of them alike; the first rounds are dropped, the device is waited for, and
 medians with quartiles are reported. Times of a busy machine are wrong: run this on an idle one.
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from dgbench.atomic import write_json
+from dgbench.data.augmentation import strengthened
 from dgbench.data.case import Case
 from dgbench.data.preparation import PreparedCase
 from dgbench.data.reading import Grid
@@ -57,7 +58,8 @@ class Quartiles:
 class StageSeconds:
     """Measurements of one stage of one method: a training step of the protocol's crop and number of cases, with the optimiser, on a batch
     in memory and with the loader; the prediction of one crop, flips included where the preset has them; and that of a case, in the stage's
-    ROI around the reference (empty where no cases were given)."""
+    ROI around the reference (empty where no cases were given). The cases take turns and differ in size: quartiles of ``case`` are the
+    spread of the cases, not of a measurement."""
 
     training_step: tuple[float, ...]
     loaded_step: tuple[float, ...]
@@ -122,7 +124,9 @@ class _Subject:
             crop=self.resolved.preset.stages[self.stage].crop,
             k=self.resolved.cases_per_step(self.stage),
             seed=derive_seed(0, "timing", self.stage),
-            augmentation=self.resolved.protocol.augmentation,
+            augmentation=strengthened(
+                self.resolved.protocol.augmentation, self.resolved.preset.stages[self.stage].augmentation
+            ),
             plan=[self.method.sampling(step % self.total, self.total) for step in range((WARM_UP + repeats) * block)],
             donors=self.batch.donor is not None,
         )
@@ -137,11 +141,12 @@ class _Subject:
         return _clock(self.device) - started
 
     def answer(self, case: PreparedCase) -> float:
-        """Seconds of what the stage does with a case, in the ROI of source validation: the network is untrained, so no stage before it
-        says where to look."""
+        """Seconds of the stage's passes over a case, as many as the chain `Seg` has at most, each in the ROI of source validation: the
+        network is untrained, so no stage before it says where to look. No masks are made of the answers or resampled to the scan."""
         started = _clock(self.device)
         box = label_roi(case, self.stage, self.resolved)
-        predict_box(case, box, self.predictor, self.resolved.protocol.stages[self.stage].downsample)
+        for _ in range(self.resolved.rounds(self.stage, oracle=False)):
+            predict_box(case, box, self.predictor, self.resolved.protocol.stages[self.stage].downsample)
         return _clock(self.device) - started
 
 
@@ -158,8 +163,8 @@ def time_stage(
     cases: Sequence[PreparedCase] = (),
 ) -> dict[str, StageSeconds]:
     """Time ``stage`` of every method, in turns, and then with the loader one after the other, as workers that make batches ahead would
-    help a method while others have their turn. ``repeats`` (at least 1) measurements each, after :data:`WARM_UP` that are dropped; the
-    k-th of a case is of the same one of ``cases`` for every stage and method."""
+    help a method while others have their turn. ``repeats`` (at least 1) measurements each, after :data:`WARM_UP` that are dropped, of every
+    case one; the k-th of a case is of the same one of ``cases`` for every stage and method."""
     subjects = {
         name: _Subject(info, config, resolved, stage, n_sources, device, precision)
         for name, (info, config) in methods.items()
@@ -169,11 +174,14 @@ def time_stage(
     answered: dict[str, list[float]] = {name: [] for name in subjects}
     turns = WARM_UP + repeats
     work = turns + len(subjects)
+    for case in cases:
+        for subject in subjects.values():
+            subject.answer(case)
     for turn in range(turns):
         for name, subject in subjects.items():
             trained[name].append(subject.train())
             predicted[name].append(subject.predict())
-            if cases:
+            if cases and turn >= WARM_UP:
                 answered[name].append(subject.answer(cases[turn % len(cases)]))
         report(turn + 1, work, stage)
     loaded: dict[str, list[float]] = {}
@@ -187,7 +195,7 @@ def time_stage(
             tuple(trained[name][WARM_UP:]),
             tuple(loaded[name]),
             tuple(predicted[name][WARM_UP:]),
-            tuple(answered[name][WARM_UP:]),
+            tuple(answered[name]),
         )
         for name in subjects
     }
@@ -233,21 +241,20 @@ def synthetic_cases(resolved: ResolvedProtocol, stage: str, n_sources: int, fold
 def measure_memory(content: tuple[Any, ...], report: Report) -> None:
     """In a process of its own: write the peak memory of training steps of one method, MiB above what the built method takes, to a file.
 
-    On a GPU it is what torch allocated, on the CPU what the operating system gave the process.
+    It is the peak over :data:`WARM_UP` steps and one more: the first has neither the optimiser's moments nor the gradients of a step
+    before it. On a GPU it is what torch allocated, on the CPU what the operating system gave the process.
     """
     info, config, resolved, stage, n_sources, device_name, precision, threads, target = content
     torch.set_num_threads(threads)
     device = torch.device(device_name)
     subject = _Subject(info, config, resolved, stage, n_sources, device, precision)
-    if device.type == "cuda":
+    gpu = device.type == "cuda"
+    if gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_allocated(device) if gpu else _resident_peak()
+    for _ in range(WARM_UP + 1):
         subject.train()
-        peak = torch.cuda.max_memory_allocated(device) - before
-    else:
-        before = _resident_peak()
-        subject.train()
-        peak = _resident_peak() - before
+    peak = (torch.cuda.max_memory_allocated(device) if gpu else _resident_peak()) - before
     write_json(Path(target), {"peak_mib": peak / 2**20})
     report(1, 1, stage)
 

@@ -27,8 +27,8 @@ Methods = Mapping[str, tuple[MethodInfo, MethodConfig]]
 
 KINDS = {"step_ms": "training_step", "loaded_step_ms": "loaded_step", "prediction_ms": "prediction", "case_ms": "case"}
 """What the sum over a method's stages is called, and the measurement it is of."""
-BUSY = 10.0
-"""From how many percent of the processor, used by others before the measurement, times are not to be trusted."""
+BUSY = 0.5
+"""From how many cores, used by others before the measurement, times are not to be trusted: one busy process uses one core."""
 
 
 def timed_cases(resolved: ResolvedProtocol, data: Path | None, cache: Path) -> list[Case]:
@@ -61,12 +61,13 @@ def time_methods(
 ) -> dict[str, Any]:
     """Times and peak memory of every method's stages under a protocol, with what they depend on; plain JSON.
 
-    ``machine`` is the key of every row: processor or GPU with its driver, precision, threads, torch and dgbench; ``busy_percent`` is how
-    much of the processor was in use before. Times are in milliseconds, each stage's and their sum, as quartiles; memory in MiB. ``cases``
-    are prepared in ``cache``, for the time of a case (``case_ms``, None without any).
+    ``machine`` is the key of every row: processor or GPU with its driver, precision, threads, torch and dgbench; ``busy_cores`` is how
+    many cores were in use before (a GPU is not asked for other jobs). Times are in milliseconds, each stage's and their sum, as quartiles;
+    memory in MiB. ``cases`` are prepared in ``cache``, for the time of a case (``case_ms``, None without any), whose quartiles are the
+    spread of the cases.
     """
     stages = [name for name in resolved.protocol.stages if name not in resolved.protocol.shared_stages]
-    busy = psutil.cpu_percent(interval=1.0)
+    busy = (psutil.cpu_count() or 1) * psutil.cpu_percent(interval=1.0) / 100
     with tempfile.TemporaryDirectory(prefix="dgbench-timing-") as folder:
         times, logs = Path(folder) / "times.json", Path(folder)
         content = (methods, resolved, stages, n_sources, machine, repeats, tuple(cases), cache or Path(folder), times)
@@ -94,7 +95,7 @@ def time_methods(
             "torch": described["packages"]["torch"],
             "dgbench": __version__,
         },
-        "busy_percent": busy,
+        "busy_cores": busy,
         "cases": [case.id for case in cases],
         "methods": [{"method": name, **measured["methods"][name], "peak_mib": memory[name]} for name in methods],
     }
@@ -117,7 +118,7 @@ def _time_job(content: tuple[Any, ...], report: Any) -> None:
         target,
         {
             "device": torch.cuda.get_device_name(device) if gpu else environment()["processor"],
-            "driver": _driver() if gpu else None,
+            "driver": environment().get("driver", "unknown") if gpu else None,
             "methods": {name: _summary({stage: found[stage][name] for stage in stages}) for name in methods},
         },
     )
@@ -137,12 +138,6 @@ def _summary(stages: "Mapping[str, StageSeconds]") -> dict[str, Any]:
     }
     each = {name: {kind: quartiles(getattr(stage, kind)) for kind in KINDS.values()} for name, stage in stages.items()}
     return {**sums, "stages": each}
-
-
-def _driver() -> str:
-    """The release of the NVIDIA driver, as the kernel module tells; "unknown" where it does not."""
-    version = Path("/sys/module/nvidia/version")
-    return version.read_text(encoding="utf-8").strip() if version.is_file() else "unknown"
 
 
 def _memory_job(content: tuple[Any, ...], report: Any) -> None:

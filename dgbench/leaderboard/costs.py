@@ -1,7 +1,7 @@
 """What runs cost: parameters and operations of the networks of the method under test, seconds per case and of training.
 
 Times are those of the runs themselves, on whatever else the machine did: they tell methods of one table apart roughly. Two times are
-compared only where processor, device, number of devices, precision, threads and torch are the same.
+compared only where processor (or GPU and driver), number of devices, precision, threads and torch are the same.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
@@ -26,8 +26,8 @@ class RunCost:
     """One run's own stages together. ``params`` and ``gflops`` by the convention of the paper's Table VI (training network, all heads),
     ``deployed_params`` and ``deployed_gmacs`` of what predicts; ``seconds_per_case`` is the mean over held-out cases, chain `Seg`,
     official checkpoint, ``seconds_per_round`` that over the rounds of the last stage alone; ``train_seconds`` includes loading, logging and
-    validation, ``step_seconds`` is the number of steps times the median step, in which pauses of the machine do not count. ``machine``
-    names what times depend on."""
+    the validations and saves before the last step, not those after it, ``step_seconds`` is the number of steps times the median step, in
+    which pauses of the machine do not count. ``machine`` names what times depend on."""
 
     params: int
     gflops: float
@@ -96,7 +96,7 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
                 train_seconds=math.fsum(time.seconds for time in trained),
                 step_seconds=math.fsum(time.step_seconds for time in trained),
                 machine=(
-                    str(environment["processor"]) if ran.device == "cpu" else ran.device,
+                    *_processor(ran.device, environment),
                     f"{ran.precision} without instructions" if rounded else ran.precision,
                     f"{ran.threads} thread{'s' if ran.threads > 1 else ''}",
                     f"torch {ran.torch}",
@@ -108,6 +108,14 @@ def read_run_cost(run: RunFolder, cases: "pa.Table") -> RunCost | None:
             return cost
     except (OSError, ValueError) as error:
         raise DgbenchError(f"{run.path}: its cost cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _processor(device: str, environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """What computed, as ``env.json`` tells; runs from before it told the GPU are compared with each other alone."""
+    if device == "cpu":
+        return (str(environment["processor"]),)
+    gpu, driver = environment.get("gpu"), environment.get("driver")
+    return (str(gpu), f"driver {driver}") if gpu and driver else (f"{device} (unknown GPU)",)
 
 
 def common_machine(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> tuple[str, ...] | None:

@@ -29,8 +29,8 @@ Time = TypeVar("Time", bound=Frozen)
 
 
 class StageTime(Frozen):
-    """Seconds of a training: all of them (``seconds``: steps, loading, logging, validation), and ``steps`` times the median step, in which
-    pauses of the machine do not count (``step_seconds``)."""
+    """Seconds of a training: up to the end of its last step (``seconds``: steps, loading, logging, validations and saves, not the last
+    validation and save, after it), and ``steps`` times the median step, in which pauses of the machine do not count (``step_seconds``)."""
 
     seconds: Amount
     step_seconds: Amount
