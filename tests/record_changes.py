@@ -1,5 +1,6 @@
 """Committed records in a folder of their own, and what a hand could change in them."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,3 +53,36 @@ def raise_dsc(rows: pd.DataFrame) -> pd.DataFrame:
 def rekeyed(spec: dict[str, Any]) -> dict[str, Any]:
     """A stage's or evaluation's spec with the key that follows from it."""
     return spec | {"key": key_of({field: value for field, value in spec.items() if field != "key"})}
+
+
+def resealed(record: Path) -> Path:
+    """The record with all keys, names and hashes made anew, as one writes it who forges a whole run; where it lies then."""
+    spec, root = read_json(record / "spec.json"), record.parents[3]
+    shared = {name: link["key"] for name, link in spec["stages"].items() if "/_pancreas/" in link["folder"]}
+    own = {}
+    for name in spec["stages"].keys() - shared.keys():
+        stage = rekeyed(read_json(record / name / "spec.json"))
+        write_json(record / name / "spec.json", stage)
+        own[name] = stage["key"]
+    evaluation = read_json(record / "evaluation" / "spec.json")
+    judged = {name: evaluation["how"][name] for name in ("tta", "thresholds", "checkpoints")}
+    key = key_of({"evaluation": judged, "stages": own, "shared": shared})
+    folder = root / "phantom" / spec["heldout"] / spec["method"]["name"] / f"seed{spec['seed']}-{key[:8]}"
+    for name in own:
+        spec["stages"][name] = {"key": own[name], "folder": f"{folder.relative_to(root).as_posix()}/{name}"}
+    write_json(record / "spec.json", spec | {"key": key})
+    write_json(
+        record / "evaluation" / "spec.json", rekeyed(evaluation | {"train_keys": {**shared, **own}, "version": 4})
+    )
+    folder.parent.mkdir(exist_ok=True)
+    record.rename(folder)
+    rehash(folder)
+    return folder
+
+
+def log_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

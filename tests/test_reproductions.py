@@ -91,6 +91,20 @@ class TestTiers:
         assert REPRODUCTIONS in text
         assert "is no ratio of whole voxels" in text
 
+    def test_a_reproduction_has_its_cost_and_none_of_its_own(
+        self, records: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        other = self.elsewhere(records, tmp_path_factory.mktemp("elsewhere"))
+        assert call(["submit", str(other), f"--to={records}"]) == 0
+        capsys.readouterr()
+        (second,) = (record_of(records) / REPRODUCTIONS).iterdir()
+        (second / REPRODUCTIONS / "deep").mkdir(parents=True)
+        assert f"{second / REPRODUCTIONS}: is no second record of" in mistake(capsys, ["verify", str(records)])
+        shutil.rmtree(second / REPRODUCTIONS)
+        change(second / "cost.json", lambda cost: {})
+        rehash(second)
+        assert f"{second}: its cost cannot be read" in mistake(capsys, ["verify", str(records)])
+
     @pytest.mark.parametrize(
         ("other", "tier"),
         [

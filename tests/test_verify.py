@@ -1,6 +1,5 @@
 """What `dgbench verify` refuses: records that were changed or forged, and tables of other records."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +8,23 @@ from typing import Any
 import pandas as pd
 import pytest
 from cli_calls import mistake
-from record_changes import COMMITTED, change, change_rows, copy_records, official, raise_dsc, record_of, rehash, rekeyed
+from record_changes import (
+    COMMITTED,
+    change,
+    change_rows,
+    copy_records,
+    log_rows,
+    official,
+    raise_dsc,
+    record_of,
+    rehash,
+    rekeyed,
+    resealed,
+    write_log,
+)
 
-from dgbench.atomic import read_json, write_json
 from dgbench.cli import call
 from dgbench.store.folder import write_status
-from dgbench.store.keys import key_of
 from dgbench.store.manifest import MANIFEST
 
 
@@ -39,14 +49,6 @@ def set_dsc(value: float, checkpoints: tuple[str, ...] = ("source-val", "last-st
         return rows
 
     return lambda record: change_rows(record, edit)
-
-
-def log_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_log(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def change_log(name: str, **values: Any) -> Callable[[Path], None]:
@@ -310,23 +312,8 @@ def test_a_training_is_of_the_protocol_though_every_key_fits(
     records: Path, capsys: pytest.CaptureFixture[str], edit: Callable[[dict[str, Any]], dict[str, Any]], message: str
 ) -> None:
     """Half the draws, or another phantom, with all keys, names and hashes made anew: the keys agree, the protocol does not."""
-    record = record_of(records)
-    spec = read_json(record / "spec.json")
-    stage = rekeyed(edit(read_json(record / "tumor-fine" / "spec.json")))
-    write_json(record / "tumor-fine" / "spec.json", stage)
-    spec["stages"]["tumor-fine"]["key"] = stage["key"]
-    keys = {name: link["key"] for name, link in spec["stages"].items()}
-    parts = {"stages": ("tumor-coarse", "tumor-fine"), "shared": ("pancreas-coarse", "pancreas-fine")}
-    preset = read_json(record / "evaluation" / "spec.json")["how"]
-    judged = {name: preset[name] for name in ("tta", "thresholds", "checkpoints")}
-    key = key_of(
-        {"evaluation": judged, **{part: {name: keys[name] for name in names} for part, names in parts.items()}}
-    )
-    folder = record.with_name(f"seed0-{key[:8]}")
-    text = json.dumps(spec).replace(record.name, folder.name)
-    write_json(record / "spec.json", json.loads(text) | {"key": key})
-    record.rename(folder)
-    rehash(folder)
+    change(record_of(records) / "tumor-fine" / "spec.json", edit)
+    resealed(record_of(records))
     assert message in mistake(capsys, ["verify", str(records)])
 
 

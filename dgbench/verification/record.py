@@ -1,18 +1,20 @@
 """One record: whose files are as they were submitted, whose keys follow from what it says, and whose budget is the protocol's."""
 
 import math
-import shlex
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from dgbench import __version__
 from dgbench.atomic import read_json, read_jsonl
+from dgbench.data.preparation import VERSION as PREPARATION
 from dgbench.data.splits import center_of
 from dgbench.errors import DgbenchError
 from dgbench.evaluation.imported import imported_key
 from dgbench.evaluation.metrics import NUMBERS
+from dgbench.frozen import one_line
 from dgbench.info import MethodInfo
 from dgbench.launch.plan import judged_how, phantom_recipe, run_key
 from dgbench.launch.settings import tuned_protocol
@@ -23,13 +25,15 @@ from dgbench.store.keys import diff, key_of
 from dgbench.store.manifest import files_of
 from dgbench.store.record import KEPT_OF_STAGE, record_files
 from dgbench.store.study import BEST, STUDY, TUNING, read_configuration
-from dgbench.training.job import protocol_reference
+from dgbench.training.job import RECIPE, protocol_reference
 from dgbench.training.selection import center_mean, validation_steps
 from dgbench.yaml_text import parse_value
 
 KEYED_WITHOUT_NUMBERS = 3
 """Evaluations up to this version state ``numbers``, but were keyed before that field existed."""
 SELECTED_EXACTLY = 1e-9
+IDENTITY = (*("recipe", "stage", "steps", "preparation", "protocol", "method", "seed", "data", "split", "environment"),)
+"""What a training states beside its key; where a step holds more cases of one center than of another, ``surplus`` too."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,12 @@ def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
         DgbenchError: what does not hold, in one line that names the file.
     """
     _check_complete(record)
-    _check_command(record)
     resolved = _check_protocol(record, protocol)
     stages = {name: _check_stage(record, name, resolved) for name in record.spec.stages}
     if record.spec.method.imported:
         _check_imported_key(record)
     else:
+        _check_method(record)
         keys = {name: str(identity["key"]) for name, identity in stages.items()}
         shared = {name: key for name, key in keys.items() if name not in record.own}
         key = run_key(resolved, {name: keys[name] for name in record.own}, shared, record.spec.tuned)
@@ -103,27 +107,6 @@ def _check_complete(record: Record) -> None:
             raise DgbenchError(f"{path}: no such file — a record is complete; submit the run again")
         if path.name == "status.json" and (state := read_status(path.parent).state) != "done":
             raise DgbenchError(f"{path}: {state} — only finished runs are records")
-
-
-def _check_command(record: Record) -> None:
-    """The command is one of dgbench and of this run: it is printed for others to repeat."""
-    spec, path = record.spec, record.path / "spec.json"
-    verb = "import-predictions" if spec.method.imported else "run"
-    try:
-        words = shlex.split(spec.command)
-    except ValueError:
-        words = []
-    if words[:2] != ["dgbench", verb] or shlex.join(words) != spec.command:
-        raise DgbenchError(f"{path}: command is no plain `dgbench {verb} …` — submit the run again")
-    said = {"--seed": "0", **dict(pairwise(words))}
-    named = {"--heldout": spec.heldout, "--seed": str(spec.seed)}
-    if not record.shared:
-        named["--name" if spec.method.imported else "--method"] = spec.method.name
-    for option, value in named.items():
-        found = said.get(option)
-        by_class = option == "--method" and ":" in (found or "")  # a plugin may be named so
-        if found != value and not by_class:
-            raise DgbenchError(f"{path}: command has {option} {found}, the run is of {value}")
 
 
 def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
@@ -163,9 +146,14 @@ def _check_protocol(record: Record, protocol: Protocol) -> ResolvedProtocol:
         raise DgbenchError(
             f"{path}: support {', '.join(spec.support)}: not support centers of protocol {protocol.name}"
         )
-    if resolved.preset.phantom is not None and "phantom" in spec.data.centers:
+    if resolved.preset.phantom is not None and (stages or "phantom" in spec.data.centers):
         from dgbench.data.phantom import fingerprint
 
+        if list(spec.data.centers) != ["phantom"]:
+            named = ", ".join(spec.data.centers) or "nothing"
+            raise DgbenchError(
+                f"{path}: data.centers names {named}, a record of preset {spec.protocol.preset} is of its phantom — run it without --data"
+            )
         recipe = fingerprint(phantom_recipe(resolved.preset.phantom))
         _equal(
             path, "data.centers.phantom", spec.data.centers["phantom"], recipe, f"the phantom of {spec.protocol.preset}"
@@ -213,6 +201,14 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         factor = _draws_factor(record, name, resolved)
         devices = spec.environment.devices
         steps = resolved.steps(name, factor, devices)
+        _same(path, "fields", sorted({*identity} - {"surplus"}), sorted(IDENTITY), "a training of this version")
+        turns = resolved.cases_per_step(name) % max(1, len(split["sources"]))
+        for what, value in (
+            ("recipe", RECIPE),
+            ("preparation", PREPARATION),
+            ("surplus", "in turn" if turns else None),
+        ):
+            _equal(path, what, identity.get(what), value, "this version")
         _equal(path, "stage", identity["stage"], name, "the name of its folder")
         _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
         _equal(path, "seed", identity["seed"], spec.seed, "the run")
@@ -244,6 +240,25 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
     return stated
 
 
+def _check_method(record: Record) -> None:
+    """Where the method is known here, the record is of no later version of it, and of this one with a configuration that it takes: a row
+    that it does not have could take the place of the baseline."""
+    said, path = record.spec.method, record.path / "spec.json"
+    info = discover().get(said.name)
+    if not isinstance(info, MethodInfo):
+        return
+    if said.version > info.version:
+        raise DgbenchError(
+            f"{path}: method.version is {said.version}, {info.name} has version {info.version} here — install the one that was run"
+        )
+    if said.version == info.version:
+        try:
+            whole = info.config.model_validate({**info.defaults, **said.config}).model_dump(mode="json")
+        except ValidationError as error:
+            raise DgbenchError(f"{path}: method.config: {one_line(error)}") from None
+        _same(path, "method.config", said.config, whole, f"a configuration of method {info.name}")
+
+
 def _draws_factor(record: Record, name: str, resolved: ResolvedProtocol) -> int:
     """By how much the method multiplies the protocol's draws: the run's stamp, which must be the method's own where it is known here."""
     method = record.spec.method
@@ -273,6 +288,8 @@ def _check_result(folder: Path, steps: int, draws: int, validated: list[str], re
     for row in times:
         if not (row["steps"] > 0 and 0 <= row["seconds"] < math.inf):
             raise DgbenchError(f"{clock}: {row['steps']} steps in {row['seconds']} s — submit the run again")
+    if not any(row["seconds"] for row in times):
+        raise DgbenchError(f"{clock}: no step took any time — submit the run again")
     rows = read_jsonl(log)
     expected = [
         (step, case) for step in sorted(validation_steps(steps, resolved.preset.validations)) for case in validated

@@ -76,6 +76,9 @@ def _check_cases(frame: "pd.DataFrame", record: Record, resolved: ResolvedProtoc
             raise DgbenchError(f"case {case} has the role {', '.join(sorted(role))}, expected is {expected}")
     if not (frame["center"] == frame["case"].str.partition("/")[0]).all():
         raise DgbenchError("a row's center is not that of its case")
+    stages = _settings(record, resolved)
+    if (frame["stage"] != frame["setting"].map(stages)).any():
+        raise DgbenchError("a row's stage is not that of its setting")
     cases = sorted(heldout | validation | free)
     index = frame.assign(threshold=frame["threshold"].round(6)).set_index(["case", *VIEW]).index
     if index.has_duplicates:
@@ -108,15 +111,24 @@ def _heldout(cases: set[str], record: Record, resolved: ResolvedProtocol) -> set
 
 def _views(record: Record, resolved: ResolvedProtocol) -> list[tuple[str, str, float]]:
     """Setting, checkpoint and threshold of every row of a case."""
-    stages, preset = resolved.protocol.stages, resolved.preset
+    settings, preset = _settings(record, resolved), resolved.preset
     if record.spec.method.imported:
-        return [(f"{list(stages.values())[-1].code}-Seg", IMPORTED, 0.5)]
-    codes = [stages[name].code for name in record.own]
-    chains = ("Seg", "Mask") if resolved.protocol.shared_stages else ("Seg",)
-    settings = codes if record.shared else [f"{code}-{chain}" for code in codes for chain in chains]
+        return [(setting, IMPORTED, 0.5) for setting in settings]
     return [
         (*view,) for view in product(settings, preset.checkpoints, (round(value, 6) for value in preset.thresholds))
     ]
+
+
+def _settings(record: Record, resolved: ResolvedProtocol) -> dict[str, str]:
+    """The stage of every setting."""
+    stages = resolved.protocol.stages
+    if record.spec.method.imported:
+        last = list(stages)[-1]
+        return {f"{stages[last].code}-Seg": last}
+    if record.shared:
+        return {stages[name].code: name for name in record.own}
+    chains = ("Seg", "Mask") if resolved.protocol.shared_stages else ("Seg",)
+    return {f"{stages[name].code}-{chain}": name for name in record.own for chain in chains}
 
 
 def _impossible(frame: "pd.DataFrame", tolerance_mm: float) -> Iterator[tuple[str, Mask]]:
@@ -167,6 +179,14 @@ def _impossible(frame: "pd.DataFrame", tolerance_mm: float) -> Iterator[tuple[st
     least = np.maximum((1 - nsd) * tolerance_mm, 0.025 * hd95)
     yield "assd is smaller than nsd and hd95 allow", both & (assd < least * (1 - ROUNDING))
     yield "a lesion was found without overlap", made & (dsc == 0) & (lesions[1] > 0)
+    yield (
+        "no false positive, though the prediction is all beside the reference",
+        made & ~empty_p & (dsc == 0) & (lesions[2] == 0),
+    )
+    yield (
+        "a lesion was found or a false positive made by an empty prediction",
+        made & empty_p & (lesions[1] + lesions[2] > 0),
+    )
 
 
 def _check_reference(frame: "pd.DataFrame") -> None:
@@ -179,10 +199,15 @@ def _check_reference(frame: "pd.DataFrame") -> None:
 
 
 def _check_copies(frame: "pd.DataFrame", record: Record) -> None:
-    """Where the last step was selected in every stage, both checkpoints are one and so are their rows."""
-    results = [read_json(record.stage(name) / "result.json") for name in record.own]
-    if not results or any(result["best_step"] != result["steps"] for result in results):
-        return
+    """Where the last step was selected in a stage and in all before it, both checkpoints are one there, and so are their rows."""
+    for name in record.own:
+        result = read_json(record.stage(name) / "result.json")
+        if result["best_step"] != result["steps"]:
+            return
+        _check_copy(frame[frame["stage"] == name])
+
+
+def _check_copy(frame: "pd.DataFrame") -> None:
     keys = ["case", "setting", "threshold"]
     selected, last = (
         frame[frame["checkpoint"] == name].drop(columns="checkpoint").set_index(keys).sort_index()

@@ -9,25 +9,27 @@ from typing import TYPE_CHECKING
 
 from dgbench.atomic import read_json
 from dgbench.errors import DgbenchError
-from dgbench.leaderboard.checked_rows import read_checked
 from dgbench.leaderboard.compile import compile_runs
-from dgbench.leaderboard.costs import read_run_cost
 from dgbench.leaderboard.sheets import to_markdown
 from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs
-from dgbench.store.manifest import MANIFEST, Manifest
+from dgbench.store.manifest import MANIFEST, REPRODUCTIONS, Manifest
 from dgbench.store.tiers import TIERS, reproductions, supported_tier
+from dgbench.verification.command import check_command
+from dgbench.verification.copies import Owner, check_copies
+from dgbench.verification.cost import check_cost
 from dgbench.verification.record import Record, check_record
 from dgbench.verification.rows import OF_REFERENCE, check_rows
+from dgbench.verification.split import check_splits
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FIRST_SEEDS = re.compile(r"--seeds (\d+): ")
+_FIRST_SEEDS = re.compile(r"--seeds (\d{1,4}): ")
 
 References = dict[tuple[str, str], tuple[str, "pd.DataFrame"]]
-"""By evaluated files and stage: the record that came first, and the references of its cases."""
+"""By evaluated files (of the phantom, its recipe) and stage: the record that came first, and the references of its cases."""
 Files = tuple[str, bool]
 """What was evaluated, as a hash, and whether by shared stages."""
 
@@ -57,13 +59,13 @@ def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
         raise DgbenchError(f"{root}: holds no record — write some with `dgbench submit RUN --to {root}`")
     contracts = {protocol.name: protocol for protocol in protocols}
     references: References = {}
+    owners: dict[str, Owner] = {}
     heldout: dict[Files, dict[str, set[str]]] = {}
     for run in runs:
         try:
             contract = contracts.get(run.spec.protocol.name) or load_protocol(run.spec.protocol.name)
             contracts[contract.name] = contract
-            found = [(record, _check_one(record, contract, references)) for record in _records(run)]
-            read_run_cost(run, read_checked(run.evaluation))
+            found = [(record, _check_one(record, contract, references, owners)) for record in _records(run)]
             _check_tier(run)
         except DgbenchError as error:
             refused.append(str(error))
@@ -87,6 +89,7 @@ def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
 
 def _records(run: RunFolder) -> Iterator[Record]:
     """The record itself, then its reproductions, which are of the same run."""
+    _check_place(run)
     yield Record(run.root, run.path, run.spec)
     for folder in reproductions(run.path):
         spec = RunSpec.read(folder)
@@ -95,11 +98,28 @@ def _records(run: RunFolder) -> Iterator[Record]:
         yield Record(run.root, folder, spec)
 
 
-def _check_one(record: Record, protocol: Protocol, references: References) -> set[str]:
-    """A record by itself, and its references beside those of the others; which cases were held out."""
+def _check_place(run: RunFolder) -> None:
+    """No folder from the root to the record is a link, and beside second records nothing is kept."""
+    above = [folder for folder in run.path.parents if run.root in folder.parents]
+    if links := [folder for folder in (run.path, *above) if folder.is_symlink()]:
+        raise DgbenchError(f"{links[0]}: is a link — records lie below {run.root} themselves")
+    seconds = run.path / REPRODUCTIONS
+    inside = sorted(seconds.iterdir()) if seconds.is_dir() else [seconds] if seconds.exists() else []
+    stray = [path for path in inside if not path.is_dir()] + [path / REPRODUCTIONS for path in inside]
+    if wrong := [path for path in stray if path.exists()]:
+        raise DgbenchError(f"{wrong[0]}: is no second record of {run.relative} — remove it")
+
+
+def _check_one(record: Record, protocol: Protocol, references: References, owners: dict[str, Owner]) -> set[str]:
+    """A record by itself, and its references, times and predictions beside those of the others; which cases were held out."""
     Manifest.read(record.path).check(record.path)
-    rows = check_rows(record, check_record(record, protocol))
-    _check_agreement(record, rows, references)
+    resolved = check_record(record, protocol)
+    check_command(record, protocol)
+    check_splits(record, resolved)
+    rows = check_rows(record, resolved)
+    _check_agreement(record, _judged(record, protocol), rows, references)
+    check_cost(record)
+    check_copies(record, rows, owners)
     return set(rows.loc[rows["role"] == "held-out", "case"])
 
 
@@ -119,13 +139,19 @@ def _incomplete(root: Path, records: Mapping[str, set[str]]) -> Iterator[str]:
             yield f"{root / name}: {len(cases)} held-out cases, without {min(lacking)} of {other} — a record holds all of them"
 
 
-def _check_agreement(record: Record, rows: "pd.DataFrame", references: References) -> None:
+def _judged(record: Record, protocol: Protocol) -> str:
+    """The hash of the evaluated files; for the phantom that of its recipe, whose masks are the same on every machine."""
+    recipe = record.spec.data.centers.get("phantom")
+    return recipe if recipe is not None and protocol.kind == "phantom" else _content(record)
+
+
+def _check_agreement(record: Record, judged: str, rows: "pd.DataFrame", references: References) -> None:
     """Records of the same evaluated files have the same references."""
-    path, content = record.path, _content(record)
+    path = record.path
     heldout = rows[(rows["role"] == "held-out") & ~rows["failed"].astype(bool)]
     for stage, of_stage in heldout.groupby("stage"):
         own = of_stage.groupby("case")[list(OF_REFERENCE)].first()
-        name, known = references.setdefault((content, str(stage)), (_name(record), own))
+        name, known = references.setdefault((judged, str(stage)), (_name(record), own))
         common = known.index.intersection(own.index)
         wrong = (known.loc[common] != own.loc[common]).any(axis=1)
         if wrong.any():
@@ -162,7 +188,10 @@ def _others(root: Path, runs: Sequence[RunFolder], known: Collection[Path]) -> l
 def _check_table(root: Path, protocol: Protocol, preset: str) -> list[str]:
     """Holes of one protocol and preset, and its committed table against what the records give, of all seeds or as many as it says."""
     page = _page(root, protocol.name, preset)
-    committed = page.read_text(encoding="utf-8") if page.is_file() else None
+    try:
+        committed = page.read_text(encoding="utf-8") if page.exists() else None
+    except (OSError, ValueError) as error:
+        raise DgbenchError(f"{page}: cannot be read ({error}) — remove it, and write the table again") from None
     said = _FIRST_SEEDS.search(committed or "")
     seeds = int(said[1]) if said else None
     compiled = compile_runs(root, protocol=protocol, preset=preset, seeds=seeds)
