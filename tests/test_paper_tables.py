@@ -20,6 +20,7 @@ from dgbench.leaderboard.paper_tables import ABLATIONS, paper_table, paper_table
 from dgbench.leaderboard.published import load_published
 from dgbench.leaderboard.records import View
 from dgbench.leaderboard.sheets import Sheet
+from dgbench.leaderboard.tables import published_sheet
 from dgbench.registry import discover
 from dgbench.training.job import protocol_reference
 
@@ -109,6 +110,11 @@ def test_the_reported_table_follows_and_is_marked(tmp_path: Path) -> None:
         assert "no runs" in empty.heading[1]
         assert reported.heading[0].startswith("REPORTED in the literature")
         assert len(reported.rows) == rows
+        oracle = [line for line in reported.heading if line.startswith("oracle ROI in C-Mask and F-Mask: ")]
+        assert bool(oracle) == (name == "III")
+    masked, official = (published_sheet(published, setting).heading for setting in ("F-Mask", "F-Seg"))
+    assert any(line.startswith("oracle ROI in F-Mask: the held-out label places") for line in masked)
+    assert "oracle" not in " ".join(official)
 
 
 def test_tables_that_are_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

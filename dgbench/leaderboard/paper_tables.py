@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dgbench.errors import DgbenchError, suggest
 from dgbench.leaderboard.published import Published
+from dgbench.leaderboard.records import OFFICIAL
 from dgbench.leaderboard.results import Compiled, Missing, Row, Score, Table, runs_text
 from dgbench.leaderboard.sheets import BANNERS, BLANK, IN_DOMAIN, NOTES, REPORTED, Sheet, describe_policy, number, units
 from dgbench.leaderboard.statistics import BASELINE
@@ -221,6 +222,7 @@ def _reported(wanted: PaperTable, published: Published) -> Sheet:
     rows = [row for row in published.rows if row.table == wanted.name]
     centers = published.centers
     cost = any(row.cost for row in rows)
+    oracle = oracle_text(OFFICIAL, list(dict.fromkeys(row.setting for row in rows)))
     columns = (
         *("setting", "method"),
         *(f"{metric} {center}" for center in (*centers, "mean") for metric in ("DSC", "ASD", "HD95")),
@@ -242,7 +244,7 @@ def _reported(wanted: PaperTable, published: Published) -> Sheet:
         for row in rows
     ]
     return Sheet(
-        heading=(REPORTED, f"{published.source}; Table {wanted.name}"),
+        heading=(REPORTED, f"{published.source}; Table {wanted.name}", *filter(None, [oracle.strip()])),
         columns=columns,
         rows=tuple(lines),
         footer=published.remarks,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dgbench.leaderboard.published import Published, Reported
-from dgbench.leaderboard.records import View
+from dgbench.leaderboard.records import OFFICIAL, View
 from dgbench.leaderboard.results import AMONG_DETECTED, DETECTION, METRICS, Compiled, Row, Score, Table, runs_text
 from dgbench.leaderboard.sheets import (
     BANNERS,
@@ -327,7 +327,11 @@ def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None
 def published_sheet(published: Published, setting: str) -> Sheet:
     """What the paper reports for ``setting``, marked as reported."""
     rows = published.counterpart(setting)
-    heading = (REPORTED, f"{published.source}; setting {setting}; DSC in points, distances in mm")
+    oracle = oracle_text(OFFICIAL, [setting]).strip()
+    heading = (
+        *(REPORTED, f"{published.source}; setting {setting}; DSC in points, distances in mm"),
+        *filter(None, [oracle]),
+    )
     if not rows:
         return Sheet(heading=(*heading, f"the paper reports nothing for setting {setting}"))
     centers = published.centers
