@@ -102,10 +102,8 @@ def row_labels(rows: Iterable[RowKey]) -> dict[RowKey, str]:
             if any(config.get(option) != value for config in configs)
         ]
         parts += key.overrides or (["modified"] if key.modified else [])  # a hand took the options out of the command
-        if key.imported and not all(
-            other.imported for other in siblings
-        ):  # a method came later that has the name of the set
-            parts.append("imported")
+        # a method may have come later that has the name of the set
+        parts += ["imported"] if key.imported and not all(other.imported for other in siblings) else []
         if key.tuned is not None:
             parts.insert(0, f"tuned({key.tuned})")
         elif not parts and any(other.tuned is not None for other in siblings):

@@ -327,11 +327,8 @@ def missing_sheet(table: Table, setting: str = "", methods: Sequence[str] | None
 def published_sheet(published: Published, setting: str) -> Sheet:
     """What the paper reports for ``setting``, marked as reported."""
     rows = published.counterpart(setting)
-    oracle = oracle_text(OFFICIAL, [setting]).strip()
-    heading = (
-        *(REPORTED, f"{published.source}; setting {setting}; DSC in points, distances in mm"),
-        *filter(None, [oracle]),
-    )
+    source = f"{published.source}; setting {setting}; DSC in points, distances in mm"
+    heading = (REPORTED, source, *filter(None, [oracle_text(OFFICIAL, [setting]).strip()]))
     if not rows:
         return Sheet(heading=(*heading, f"the paper reports nothing for setting {setting}"))
     centers = published.centers
