@@ -15,7 +15,7 @@ from dgbench.data.phantom.generate import plan_case
 from dgbench.leaderboard.figures import embedding, failures, overlays
 from dgbench.leaderboard.figures.board import NothingToDraw, Options
 from dgbench.leaderboard.figures.panels import INSET, _corner, shown_cells
-from dgbench.leaderboard.overlay import Field
+from dgbench.leaderboard.overlay import Field, exemplary
 from dgbench.leaderboard.records import View
 from dgbench.store.slices import CaseSlice, slice_file
 
@@ -55,9 +55,7 @@ def test_panels_say_whose_network_they_show_where_seeds_differ(tmp_path: Path) -
 )
 def test_best_median_and_worst(dsc: Sequence[float], chosen: list[str]) -> None:
     scores = pd.Series(dict(zip("abcde", dsc, strict=False)), dtype="float64")
-    found = overlays.exemplary(scores, "MSD")
-    assert [f"{choice.rank} {choice.case}" for choice in found] == chosen
-    assert all(choice.dsc == scores[choice.case] for choice in found)
+    assert [f"{rank} {case}" for rank, case in exemplary(scores).items()] == chosen
 
 
 def test_cases_are_chosen_by_the_mean_over_rows_or_by_one_row(tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_a_run_that_was_tuned_so_is_submitted_verified_and_mirrored(
     assert call(command) == 0
     (run,) = runs.glob("mini/GAMMA/mixstyle/seed*")
     naming = [f"--protocol={four.protocol}"]
-    assert call(["submit", str(run), f"--to={records}", "--preset=mini"]) == 0
+    assert call(["submit", str(run), f"--to={records}", "--preset=mini", *naming]) == 0
     assert call(["verify", str(records), *naming]) == 0
     assert call(["mlflow", "sync", f"--runs={runs}"]) == 0
     capsys.readouterr()

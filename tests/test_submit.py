@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cli_calls import mistake, run_arguments
-from record_changes import COMMITTED, change, rehash
+from record_changes import COMMITTED, change, copy_records, record_of, rehash
 from training_fixtures import Mini
 
 from dgbench.cli import call
@@ -27,8 +27,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, sound: Mini) -> Path:
     return folder
 
 
-def submit(runs: Path, records: Path) -> list[str]:
-    return ["submit", str(runs), f"--to={records}", "--preset=mini"]
+def submit(runs: Path, records: Path, sound: Mini) -> list[str]:
+    return ["submit", str(runs), f"--to={records}", "--preset=mini", f"--protocol={sound.protocol}"]
 
 
 def only(runs: Path) -> Any:
@@ -41,8 +41,8 @@ class TestSubmit:
         self, runs: Path, sound: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         records = tmp_path / "records"
-        assert call(submit(runs, records)) == 0
-        assert call(submit(runs, records)) == 0  # again: replaced
+        assert call(submit(runs, records, sound)) == 0
+        assert call(submit(runs, records, sound)) == 0  # again: replaced
         capsys.readouterr()
         tables = []
         for folder in (runs, records):
@@ -56,7 +56,7 @@ class TestSubmit:
     def test_a_fresh_run_is_verified(
         self, runs: Path, sound: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert call(submit(only(runs).path, tmp_path)) == 0
+        assert call(submit(only(runs).path, tmp_path, sound)) == 0
         capsys.readouterr()
         assert call(["verify", str(tmp_path), f"--protocol={sound.protocol}"]) == 0
         out = capsys.readouterr().out
@@ -64,11 +64,12 @@ class TestSubmit:
         assert "hole: erm, held-out ALPHA, seed 0: not run" in out
         assert "table mini-mini.md is not there" in out
         assert "unknown protocol 'mini'" in mistake(capsys, ["verify", str(tmp_path)])
+        assert "unknown protocol 'mini'" in mistake(capsys, submit(runs, tmp_path, sound)[:-1])
 
     def test_record_holds_no_weights_and_names_no_folder_of_the_machine(
         self, runs: Path, sound: Mini, tmp_path: Path
     ) -> None:
-        assert call(submit(runs, tmp_path)) == 0
+        assert call(submit(runs, tmp_path, sound)) == 0
         found = list(iter_runs(tmp_path))
         assert found
         assert all(run.is_record for run in found)
@@ -90,8 +91,10 @@ class TestSubmit:
         assert call(["submit", str(own[0].path), f"--to={tmp_path}"]) == 0
         assert {run.relative for run in iter_runs(tmp_path)} == needed
 
-    def test_mistakes_are_one_line(self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "no such folder" in mistake(capsys, submit(tmp_path / "none", tmp_path))
+    def test_mistakes_are_one_line(
+        self, runs: Path, sound: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert "no such folder" in mistake(capsys, submit(tmp_path / "none", tmp_path, sound))
         assert call(["submit", str(tmp_path)]) == 2
         assert "no finished run of a ranked preset there" in capsys.readouterr().err
         path = str(only(runs).path)
@@ -102,14 +105,14 @@ class TestSubmit:
             write_record(only(runs), tmp_path / "file")
 
     def test_runs_in_the_place_of_records_are_kept(
-        self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, runs: Path, sound: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """The same runs, or others of the same keys, with their weights."""
         copy = tmp_path / "runs"
         shutil.copytree(runs, copy)
         before = {path.relative_to(copy) for path in copy.rglob("*")}
         for source in (copy, runs):
-            line = mistake(capsys, submit(source, copy))
+            line = mistake(capsys, submit(source, copy, sound))
             assert "is there and is no record — name another folder of records with --to" in line
             with pytest.raises(DgbenchError, match="is no record"):
                 write_record(only(source), copy)
@@ -117,26 +120,55 @@ class TestSubmit:
         assert any(path.suffix == ".safetensors" for path in before)
 
     def test_a_run_is_found_from_the_folder_beside_it(
-        self, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, runs: Path, sound: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = only(runs).path
         for word in (".", "..", f"../{path.name}", "../../erm", "../../.."):
             monkeypatch.chdir(path)
             records = tmp_path / word.replace("/", "-").replace(".", "x")
-            assert call(submit(Path(word), records)) == 0
+            assert call(submit(Path(word), records, sound)) == 0
             assert [run.relative for run in iter_runs(records) if run.spec.method.name == "erm"] == [
                 only(runs).relative
             ]
 
     def test_a_folder_that_has_too_few_above_it_holds_no_run(
-        self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        runs: Path,
+        sound: Mini,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         path = only(runs).path
         deep = len(path.parents)
         monkeypatch.setattr("dgbench.verification.collect.DEPTH", deep + 1)
-        line = mistake(capsys, submit(path, tmp_path))
+        line = mistake(capsys, submit(path, tmp_path, sound))
         assert line.startswith(f"{path}: a run lies {deep + 1} folders below its runs folder")
-        assert "no finished run of preset mini there" in mistake(capsys, submit(path.parent, tmp_path))
+        assert "no finished run of preset mini there" in mistake(capsys, submit(path.parent, tmp_path, sound))
+
+    def test_what_verification_refuses_becomes_no_record(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A run on data of one's own under the name of a phantom preset, among others; the folder of records stays as it is."""
+        copy_records(tmp_path / "runs")
+        run = record_of(tmp_path / "runs")
+        change(run / "spec.json", lambda spec: spec | {"data": {"centers": {"RENJI": "0" * 64}}})
+        place = run.relative_to(tmp_path / "runs")
+        argv = ["submit", str(tmp_path / "runs"), f"--to={tmp_path / 'records'}"]
+        line = mistake(capsys, argv)
+        assert line == (
+            f"{place}/spec.json: data.centers names RENJI, a record of preset bench is of its phantom — run it without --data"
+        )
+        (second,) = (tmp_path / "runs" / "phantom" / "MSD" / "randconv").iterdir()
+        change(second / "spec.json", lambda spec: spec | {"command": f"{spec['command']} --set p=0.1"})
+        assert call(argv) == 2
+        out, err = capsys.readouterr()
+        assert [text.partition("/spec.json: ")[0] for text in out.splitlines()] == [
+            f"refused: {place}",
+            f"refused: {second.relative_to(tmp_path / 'runs')}",
+        ]
+        assert "2 of 3 records refused; first: phantom/MSD/erm/" in err
+        assert not (tmp_path / "records").exists()
 
     def test_half_a_run_becomes_no_record(self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         shutil.copytree(runs, tmp_path / "runs")
@@ -154,15 +186,15 @@ class TestSubmit:
         assert not (tmp_path / "records").exists()
 
     def test_unfinished_run_becomes_no_record(
-        self, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, runs: Path, sound: Mini, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         shutil.copytree(runs, tmp_path / "runs")
         run = only(tmp_path / "runs")
         write_status(run.evaluation, "running")
         with pytest.raises(DgbenchError, match="evaluation is running — only finished runs"):
             write_record(run, tmp_path / "records")
-        assert "evaluation is running" in mistake(capsys, submit(run.path, tmp_path / "records"))
-        assert call(submit(tmp_path / "runs", tmp_path / "records")) == 2
+        assert "evaluation is running" in mistake(capsys, submit(run.path, tmp_path / "records", sound))
+        assert call(submit(tmp_path / "runs", tmp_path / "records", sound)) == 2
         assert "skipped mini/GAMMA/erm" in capsys.readouterr().err
         assert not list(tmp_path.glob("records/**/*.json"))
 
@@ -235,8 +267,10 @@ class TestSubmit:
                 runs=tmp_path / "runs",
                 evaluated=dict.fromkeys(("fingerprint", "content"), "0" * 64),
             )
-        assert call(["submit", str(tmp_path / "runs"), f"--to={tmp_path / 'records'}"]) == 0
-        capsys.readouterr()
+        submit = ["submit", str(tmp_path / "runs"), f"--to={tmp_path / 'records'}"]
+        assert mistake(capsys, submit).startswith(f"phantom/MSD/{short}/seed0-")
+        for run in iter_runs(tmp_path / "runs"):
+            write_record(run, tmp_path / "records")
         text = mistake(capsys, ["verify", str(tmp_path / "records")])
         assert f"MSD/{short}/seed0-" in text.partition(": ")[0]
         assert "2 held-out cases, without MSD/c of phantom/MSD/middle/" in text

@@ -35,6 +35,7 @@ FIELD_MARGIN_MM = 25.0
 ZOOM_MARGIN_MM = 14.0
 SCALE_BARS_MM = (100.0, 50.0, 20.0, 10.0, 5.0, 2.0, 1.0)
 DPI = 220
+RANKS = ("best", "median", "worst")
 
 
 class Field(NamedTuple):
@@ -48,20 +49,28 @@ class Field(NamedTuple):
 def draw_run_overlay(run: RunFolder) -> None:
     """figures/overlay.png of a finished run: the best, the median and the worst held-out case of the last stage's official rows (fewer
     where there are fewer cases); nothing where the run kept no slices."""
-    shown = [slice_file(run.path, case) for case in exemplary_cases(run.cases(), run.own_stages[-1])]
+    shown = [slice_file(run.path, case) for case in exemplary(official_dsc(run.cases(), run.own_stages[-1])).values()]
     if shown and all(path.is_file() for path in shown):
         title = f"{run.spec.method.name}, held-out {run.spec.heldout}: best, median and worst case"
         slices = [CaseSlice.load(path) for path in shown]
         draw_overlays(slices, run.path / "figures" / "overlay.png", kind=run.spec.protocol.kind, title=title)
 
 
-def exemplary_cases(rows: "pd.DataFrame", stage: str) -> list[str]:
-    """Ids of the best, the median and the worst held-out case by DSC of ``stage`` in the official view (`Seg`)."""
+def official_dsc(rows: "pd.DataFrame", stage: str) -> "pd.Series[float]":
+    """DSC in [0, 1] by case of the held-out rows of ``stage`` in the official view (`Seg`), without cases that failed or have none."""
     official = (rows["role"] == "held-out") & (rows["stage"] == stage) & ~rows["setting"].str.endswith("-Mask")
-    selected = (rows["checkpoint"] == OFFICIAL.checkpoint) & (rows["threshold"] == OFFICIAL.threshold)
+    official &= (rows["checkpoint"] == OFFICIAL.checkpoint) & (rows["threshold"] == OFFICIAL.threshold)
     official &= rows["dsc"].notna() & ~rows["failed"]
-    chosen = rows[official & selected].sort_values(["dsc", "case"], ascending=[False, True])["case"].tolist()
-    return list(dict.fromkeys(chosen[index] for index in (0, len(chosen) // 2, len(chosen) - 1))) if chosen else []
+    return rows[official].set_index("case")["dsc"]
+
+
+def exemplary(scores: "pd.Series[float]") -> dict[str, str]:
+    """The cases with the best, the median and the worst of ``scores`` (by case), in this order; of equal scores the first case; fewer where
+    there are fewer cases, of two the best and the worst."""
+    cases = [str(case) for case, _ in sorted(scores.items(), key=lambda item: (-item[1], str(item[0])))]
+    if len(cases) < len(RANKS):
+        return dict(zip(("best", "worst"), cases, strict=False))
+    return dict(zip(RANKS, (cases[0], cases[len(cases) // 2], cases[-1]), strict=True))
 
 
 def draw_overlays(

@@ -68,11 +68,12 @@ def check_record(record: Record, protocol: Protocol) -> ResolvedProtocol:
     """
     _check_complete(record)
     resolved = _check_protocol(record, protocol)
+    if not record.spec.method.imported:
+        _check_method(record)
     stages = {name: _check_stage(record, name, resolved) for name in record.spec.stages}
     if record.spec.method.imported:
         _check_imported_key(record)
     else:
-        _check_method(record)
         keys = {name: str(identity["key"]) for name, identity in stages.items()}
         shared = {name: key for name, key in keys.items() if name not in record.own}
         key = run_key(resolved, {name: keys[name] for name in record.own}, shared, record.spec.tuned)
@@ -198,7 +199,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
     )
     try:
         method, split = identity["method"], identity["split"]
-        factor = _draws_factor(record, name, resolved)
+        of_method = name in record.own and not record.shared
+        factor = spec.method.draws_factor if of_method else 1
         devices = spec.environment.devices
         steps = resolved.steps(name, factor, devices)
         _same(path, "fields", sorted({*identity} - {"surplus"}), sorted(IDENTITY), "a training of this version")
@@ -213,7 +215,7 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
         _same(path, "protocol", identity["protocol"], resolved.identity(name), f"protocol {spec.protocol.name}")
         _equal(path, "seed", identity["seed"], spec.seed, "the run")
         _same(path, "environment", identity["environment"], spec.environment.model_dump(), "the run")
-        if name in record.own and not record.shared:
+        if of_method:
             run = spec.method
             _same(
                 path,
@@ -241,8 +243,8 @@ def _check_stage(record: Record, name: str, resolved: ResolvedProtocol) -> dict[
 
 
 def _check_method(record: Record) -> None:
-    """Where the method is known here, the record is of no later version of it, and of this one with a configuration that it takes: a row
-    that it does not have could take the place of the baseline."""
+    """Where the method is known here, the record is of no later version of it, and of this one with its draws and a configuration that it
+    takes: a row that it does not have could take the place of the baseline."""
     said, path = record.spec.method, record.path / "spec.json"
     info = discover().get(said.name)
     if not isinstance(info, MethodInfo):
@@ -257,23 +259,7 @@ def _check_method(record: Record) -> None:
         except ValidationError as error:
             raise DgbenchError(f"{path}: method.config: {one_line(error)}") from None
         _same(path, "method.config", said.config, whole, f"a configuration of method {info.name}")
-
-
-def _draws_factor(record: Record, name: str, resolved: ResolvedProtocol) -> int:
-    """By how much the method multiplies the protocol's draws: the run's stamp, which must be the method's own where it is known here."""
-    method = record.spec.method
-    if name not in record.own or record.shared:
-        return 1
-    info = discover().get(method.name)
-    if isinstance(info, MethodInfo) and info.version == method.version:
-        _equal(
-            record.path / "spec.json",
-            "method.draws_factor",
-            method.draws_factor,
-            info.draws_factor,
-            f"method {info.name}",
-        )
-    return method.draws_factor
+        _equal(path, "method.draws_factor", said.draws_factor, info.draws_factor, f"method {info.name}")
 
 
 def _check_result(folder: Path, steps: int, draws: int, validated: list[str], resolved: ResolvedProtocol) -> None:

@@ -1,8 +1,9 @@
 """A folder of records: each one checked, what they say of the same cases compared, the tables rebuilt."""
 
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from dgbench.leaderboard.tables import leaderboard_sheets
 from dgbench.protocol import Protocol, load_protocol
 from dgbench.store.folder import RunFolder, RunSpec, iter_runs
 from dgbench.store.manifest import MANIFEST, REPRODUCTIONS, Manifest
+from dgbench.store.record import write_record
 from dgbench.store.tiers import TIERS, reproductions, supported_tier
 from dgbench.verification.command import check_command
 from dgbench.verification.copies import Owner, check_copies
@@ -32,6 +34,8 @@ References = dict[tuple[str, str], tuple[str, "pd.DataFrame"]]
 """By evaluated files (of the phantom, its recipe) and stage: the record that came first, and the references of its cases."""
 Files = tuple[str, bool]
 """What was evaluated, as a hash, and whether by shared stages."""
+Watch = Callable[[Sequence[RunFolder]], Iterable[RunFolder]]
+"""Passes the records on, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,10 @@ class Report:
     lines: tuple[str, ...]
 
 
-def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
+def verify_tree(root: Path, protocols: Sequence[Protocol] = (), watch: Watch = iter) -> Report:
     """Check every record below ``root``; protocols that are not shipped are given. Holes between records are listed, not refused; a
     committed table ``<protocol>-<preset>.md`` that is not made of the records is refused; any other file beside the records is named.
+    ``watch`` passes the records on and may show how far it is.
 
     Raises:
         DgbenchError: ``root`` is no folder, or holds no record.
@@ -58,21 +63,7 @@ def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
     if not total:
         raise DgbenchError(f"{root}: holds no record — write some with `dgbench submit RUN --to {root}`")
     contracts = {protocol.name: protocol for protocol in protocols}
-    references: References = {}
-    owners: dict[str, Owner] = {}
-    heldout: dict[Files, dict[str, set[str]]] = {}
-    for run in runs:
-        try:
-            contract = contracts.get(run.spec.protocol.name) or load_protocol(run.spec.protocol.name)
-            contracts[contract.name] = contract
-            found = [(record, _check_one(record, contract, references, owners)) for record in _records(run)]
-            _check_tier(run)
-        except DgbenchError as error:
-            refused.append(str(error))
-        else:
-            for record, cases in found:
-                heldout.setdefault((_content(record), record.shared), {})[_name(record)] = cases
-    refused += (line for records in heldout.values() for line in _incomplete(root, records))
+    refused += _refusals(root, runs, contracts, watch)
     lines: list[str] = []
     if not refused:
         lines.append(_summary(runs))
@@ -85,6 +76,45 @@ def verify_tree(root: Path, protocols: Sequence[Protocol] = ()) -> Report:
         known = {_page(root, *table) for table in tables}
         lines += [f"not looked at: {path.relative_to(root)}, part of no record" for path in _others(root, runs, known)]
     return Report(total, tuple(refused), tuple(lines))
+
+
+def refusals(runs: Sequence[RunFolder], protocols: Sequence[Protocol] = (), watch: Watch = iter) -> list[str]:
+    """Why records of ``runs``, which with the stages that they share are all there is, would be refused; none of them is kept. Folders are
+    named below that of the records.
+
+    Raises:
+        DgbenchError: a run cannot become a record (:func:`dgbench.store.record.write_record`).
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
+        try:
+            for run in runs:
+                write_record(run, root)
+            lines = _refusals(root, list(iter_runs(root)), {protocol.name: protocol for protocol in protocols}, watch)
+        except DgbenchError as error:
+            raise DgbenchError(str(error).replace(f"{root}/", "")) from None
+    return [line.replace(f"{root}/", "") for line in lines]
+
+
+def _refusals(root: Path, runs: Sequence[RunFolder], contracts: dict[str, Protocol], watch: Watch) -> list[str]:
+    """Why records below ``root`` are refused, each by itself and beside the others; ``contracts`` gains the protocols that were read."""
+    refused: list[str] = []
+    references: References = {}
+    owners: dict[str, Owner] = {}
+    heldout: dict[Files, dict[str, set[str]]] = {}
+    for run in watch(runs):
+        try:
+            contract = contracts.get(run.spec.protocol.name) or load_protocol(run.spec.protocol.name)
+            contracts[contract.name] = contract
+            found = [(record, _check_one(record, contract, references, owners)) for record in _records(run)]
+            _check_tier(run)
+        except DgbenchError as error:
+            refused.append(str(error))
+        else:
+            for record, cases in found:
+                heldout.setdefault((_content(record), record.shared), {})[_name(record)] = cases
+    refused += (line for records in heldout.values() for line in _incomplete(root, records))
+    return refused
 
 
 def _records(run: RunFolder) -> Iterator[Record]:

@@ -17,11 +17,10 @@ from dgbench.leaderboard.figures.panels import (
     unpictured,
 )
 from dgbench.leaderboard.figures.style import Sheet, numbered, pages
+from dgbench.leaderboard.overlay import exemplary
 
 if TYPE_CHECKING:
     import pandas as pd
-
-RANKS = ("best", "median", "worst")
 
 
 class Choice(NamedTuple):
@@ -47,18 +46,6 @@ def case_dsc(board: Board, center: str, by: str | None) -> "pd.Series[float]":
     return per_row.groupby("case").mean()
 
 
-def exemplary(scores: "pd.Series[float]", center: str) -> list[Choice]:
-    """The best, the median and the worst of ``scores`` (by case); of equal scores the first case; fewer where there are fewer cases, of two
-    the best and the worst."""
-    ordered = sorted(scores.items(), key=lambda item: (-item[1], str(item[0])))
-    taken: dict[str, Choice] = {}
-    if ordered:
-        for rank, index in (("best", 0), ("worst", len(ordered) - 1), ("median", len(ordered) // 2)):
-            case, dsc = ordered[index]
-            taken.setdefault(str(case), Choice(center, rank, str(case), float(dsc)))
-    return sorted(taken.values(), key=lambda choice: RANKS.index(choice.rank))
-
-
 def choose(board: Board, shown: Shown, by: str | None) -> tuple[list[Choice], int]:
     """The cases of all centers, and how many could not be chosen because a method that is drawn keeps no slice of them."""
     chosen: list[Choice] = []
@@ -70,7 +57,7 @@ def choose(board: Board, shown: Shown, by: str | None) -> tuple[list[Choice], in
         scores = case_dsc(board, center, by)
         seen = scores[[all(keeper(cells, str(case)) for cells in drawn) for case in scores.index]]
         unseen += len(scores) - len(seen)
-        chosen += exemplary(seen, center)
+        chosen += (Choice(center, rank, case, float(seen[case])) for rank, case in exemplary(seen).items())
     return chosen, unseen
 
 
