@@ -152,6 +152,32 @@ def test_seconds_are_of_one_machine_for_all_rows(tmp_path: Path) -> None:
     assert other.factor_text == "1.00"
 
 
+def test_the_table_says_where_compared_runs_are_of_different_machines(tmp_path: Path) -> None:
+    """Of complete rows: others are not compared."""
+    elsewhere = {"processor": "Slide rule"}
+    runs = {
+        (method, center): add_priced_run(tmp_path, method, center, 1.0)
+        for method in ("erm", "saml")
+        for center in CENTERS
+    }
+    write_json(add_priced_run(tmp_path, "hog", "MSD", 1.0) / "env.json", elsewhere)
+
+    def notes() -> tuple[str, ...]:
+        found = only_table(tmp_path).statistics
+        assert found is not None
+        return tuple(line for line in found.notes if "machines" in line)
+
+    assert notes() == ()
+    write_json(runs["saml", "RMYY"] / "env.json", elsewhere)
+    (line,) = notes()
+    assert line.startswith("RMYY seed 0: compared runs are of different machines")
+    assert line in terminal(compiled(tmp_path)).replace("\n", " ")
+    for center in CENTERS:
+        write_json(runs["erm", center] / "env.json", elsewhere)
+    (line,) = notes()
+    assert line.startswith("MSD seed 0, RENJI seed 0: compared runs"), "RMYY is of one machine again"
+
+
 def test_seconds_of_a_row_are_means_over_all_centers_or_none(tmp_path: Path) -> None:
     """Centers take different times: a mean over those that happen to be there would compare scans, not methods."""
     add_priced_run(tmp_path, "erm", "MSD", 1.0)

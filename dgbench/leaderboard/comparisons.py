@@ -4,11 +4,12 @@ A method is compared with a baseline that had the same chances: as it is with th
 many trials (protocol.md §8: every method searches).
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dgbench.leaderboard import notes as notes_on
+from dgbench.leaderboard.costs import RunCost, mixed_cells
 from dgbench.leaderboard.evidence import Family, TableStatistics, table_statistics
 from dgbench.leaderboard.results import METRICS, Row
 from dgbench.leaderboard.statistics import BASELINE
@@ -16,9 +17,17 @@ from dgbench.leaderboard.statistics import BASELINE
 if TYPE_CHECKING:
     import pandas as pd
 
+NAMED_CELLS = 5
+"""Up to so many pairs of center and seed are named in a note."""
+
 
 def statistics_of(
-    rows: Sequence[Row], seeds: Sequence[int], resolved: "pd.DataFrame | None", *, claims: bool
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    resolved: "pd.DataFrame | None",
+    costs: Mapping[str, Mapping[tuple[str, int], RunCost]],
+    *,
+    claims: bool,
 ) -> TableStatistics | None:
     """Of complete rows of the preset as it is with all ``seeds``; rows with more draws, imported sets, and all rows of a table without
     ``claims`` (one that is not ranked), are compared and take no rank.
@@ -27,6 +36,7 @@ def statistics_of(
         rows: of the table.
         seeds: that every row owes.
         resolved: case rows of all counted runs, with their ``folder``; None without any.
+        costs: of the runs of each row, by its label and their (held-out center, seed).
         claims: whether the table is ranked.
     """
     complete = {row.label: row for row in rows if row.complete and not row.modified and set(seeds) <= set(row.seeds)}
@@ -44,6 +54,7 @@ def statistics_of(
     baseline = next((label for label, row in complete.items() if row.is_baseline), None)
     imported = [label for label, row in complete.items() if row.imported]
     families, notes = _families([row for row in complete.values() if not row.imported], claims=claims)
+    notes += _machine_notes([costs[label] for label in complete], seeds)
     ranked = [label for label, row in complete.items() if claims and not (row.control or row.imported)]
     cases = _cases_of(resolved, cells)
     found = table_statistics(
@@ -99,6 +110,17 @@ def _families(rows: Collection[Row], *, claims: bool) -> tuple[list[Family], lis
             "rows with different numbers of trials stand in one order: only equal numbers compare methods alone"
         )
     return families, notes
+
+
+def _machine_notes(costs: Iterable[Mapping[tuple[str, int], RunCost]], seeds: Collection[int]) -> list[str]:
+    """What pairs runs of one center and seed (draws, initial weights, trainings of shared stages) pairs them less across machines."""
+    cells = [f"{heldout} seed {seed}" for heldout, seed in mixed_cells(costs) if seed in seeds]
+    if not cells:
+        return []
+    where = ", ".join(cells) if len(cells) <= NAMED_CELLS else f"{len(cells)} pairs of center and seed"
+    return [
+        f"{where}: compared runs are of different machines, where equal trainings come to slightly different results"
+    ]
 
 
 def _labels(rows: Sequence[Row], baseline: Row | None = None) -> tuple[str, ...]:

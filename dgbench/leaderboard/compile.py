@@ -197,7 +197,9 @@ def _table(
         n_excluded={center: one_run[center]["n_excluded"] for center in centers if center in one_run},
         rows=_ranked(compiled, ranked),
         missing=tuple(missing),
-        statistics=statistics_of(compiled, seeds, resolved, claims=ranked),
+        statistics=statistics_of(
+            compiled, seeds, resolved, {labels[key]: found for key, found in costs.items()}, claims=ranked
+        ),
     )
 
 

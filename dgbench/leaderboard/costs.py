@@ -127,6 +127,15 @@ def common_machine(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> tuple[s
     )
 
 
+def mixed_cells(rows: Iterable[Mapping[tuple[str, int], RunCost]]) -> list[tuple[str, int]]:
+    """The (held-out center, seed) whose runs of several rows are not of one machine, in order."""
+    machines: dict[tuple[str, int], set[tuple[str, ...]]] = {}
+    for costs in rows:
+        for cell, cost in costs.items():
+            machines.setdefault(cell, set()).add(cost.machine)
+    return sorted(cell for cell, found in machines.items() if len(found) > 1)
+
+
 def row_cost(
     costs: Mapping[tuple[str, int], RunCost],
     baseline: Mapping[tuple[str, int], RunCost] | None,
