@@ -119,7 +119,7 @@ def _machine_notes(costs: Iterable[Mapping[tuple[str, int], RunCost]], seeds: Co
         return []
     where = ", ".join(cells) if len(cells) <= NAMED_CELLS else f"{len(cells)} pairs of center and seed"
     return [
-        f"{where}: compared runs are of different machines, where equal trainings come to slightly different results"
+        f"{where}: compared runs are of different machines, where equal trainings come to different results"
     ]
 
 
