@@ -118,9 +118,7 @@ def _machine_notes(costs: Iterable[Mapping[tuple[str, int], RunCost]], seeds: Co
     if not cells:
         return []
     where = ", ".join(cells) if len(cells) <= NAMED_CELLS else f"{len(cells)} pairs of center and seed"
-    return [
-        f"{where}: compared runs are of different machines, where equal trainings come to different results"
-    ]
+    return [f"{where}: compared runs are of different machines, where equal trainings come to different results"]
 
 
 def _labels(rows: Sequence[Row], baseline: Row | None = None) -> tuple[str, ...]:
