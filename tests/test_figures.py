@@ -92,7 +92,7 @@ def test_a_row_that_is_a_seed_ahead_makes_no_other_incomplete_where_the_first_se
     assert {point.label: point.dsc for point in points} == pytest.approx({"erm": 45.0, "randconv": 55.0})
     drawing = cost.draw(board, Options())
     assert not drawing.undrawn
-    assert "seeds 0 (--seeds 1: runs with later seeds are left out)" in " ".join(text_of(drawing.sheets[0]).split())
+    assert "seed 0 (--seeds 1: runs with later seeds are left out)" in " ".join(text_of(drawing.sheets[0]).split())
 
 
 # Curves

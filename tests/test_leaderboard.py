@@ -49,7 +49,7 @@ def test_rows_with_more_seeds_stand_beside_others_with_the_first_alone(two_seeds
     assert (table.seeds, table.missing) == ((0,), ())
     assert {row.label: row.seeds for row in table.rows if row.complete}.items() >= {"erm": (0,), "saml": (0,)}.items()
     assert row_of(table, "erm").centers["MSD"].finished_seeds == (0,)
-    assert "seeds 0 (--seeds 1: runs with later seeds are left out)" in to_markdown(leaderboard_sheets(first))
+    assert "seed 0 (--seeds 1: runs with later seeds are left out)" in to_markdown(leaderboard_sheets(first))
     assert "# --seeds 1: runs with later seeds are left out" in to_csv(first)
     assert json.loads(to_json(first))["first_seeds"] == 1
     assert "--seeds" not in to_markdown(leaderboard_sheets(compiled(two_seeds)))

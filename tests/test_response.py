@@ -98,7 +98,7 @@ def test_the_table_says_what_it_is_of() -> None:
     assert sheet.rows[2][2] == "-30.0"
     assert "mean over the held-out centers MSD, RENJI" in sheet.heading[1]
     assert sheet.footer == ("the axis",)
-    assert any("seeds 0 (smoke: " in line for line in sheet.heading)
+    assert any("seed 0 (smoke: " in line for line in sheet.heading)
 
 
 def test_a_case_without_annotated_lesion_is_left_out_at_every_strength() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from dgbench.errors import DgbenchError
 from dgbench.leaderboard import policies
 from dgbench.leaderboard.resampling import CENTERS_RESAMPLED_FROM, bootstrap, intervals
+from dgbench.leaderboard.results import seed_words
 from dgbench.leaderboard.scores import FloatArray
 from dgbench.leaderboard.sheets import BANNERS, UNDEFINED, Sheet, points
 from dgbench.leaderboard.statistics import evidence, smoke_stamp
@@ -159,7 +160,7 @@ def coverage(response: Response) -> list[str]:
     cases = ", ".join(f"{center} {count}" for center, count in response.counts.items())
     smoke = smoke_stamp(len(response.seeds))
     few = f" ({smoke})" if smoke else ""
-    lines = [f"cases: {cases}; seeds {', '.join(map(str, response.seeds))}{few}"]
+    lines = [f"cases: {cases}; {seed_words(response.seeds)}{few}"]
     if any(response.excluded.values()):
         out = ", ".join(f"{center} {count}" for center, count in response.excluded.items() if count)
         lines.append(f"left out at every strength, because the annotated lesion is empty at one: {out}")

@@ -1,6 +1,6 @@
 """What a compiled leaderboard is made of: scores, rows, holes and tables, without a word on how they are printed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
@@ -164,12 +164,17 @@ class Compiled:
     options: tuple[str, ...]
 
 
+def seed_words(seeds: Sequence[int]) -> str:
+    """``seed 4`` or ``seeds 0, 1``."""
+    return f"seed{'s' if len(seeds) != 1 else ''} {', '.join(map(str, seeds))}"
+
+
 def seeds_text(compiled: Compiled, table: Table) -> str:
     """The seeds that every row owes, and whether others were left out."""
     only = (
         "" if compiled.first_seeds is None else f" (--seeds {compiled.first_seeds}: runs with later seeds are left out)"
     )
-    return ", ".join(map(str, table.seeds)) + only
+    return seed_words(table.seeds) + only
 
 
 def runs_text(compiled: Compiled, table: Table, methods: Collection[str] | None = None) -> str:
@@ -178,7 +183,7 @@ def runs_text(compiled: Compiled, table: Table, methods: Collection[str] | None 
     counted = sum(len(run.folders) for row in rows for center in row.centers.values() for run in center.runs.values())
     holes = sum(hole.label in {row.label for row in rows} for hole in table.missing)
     missing = f", {holes} missing" if holes else ""
-    return f"seeds {seeds_text(compiled, table)}; {counted} runs counted{missing}"
+    return f"{seeds_text(compiled, table)}; {counted} runs counted{missing}"
 
 
 def seed_means(row: Row) -> dict[int, float]:

@@ -124,7 +124,7 @@ class Board:
         lines = [
             f"{BANNERS[self.compiled.kind]} · {title}",
             f"protocol {self.compiled.protocol} version {table.protocol_version} ({table.content[:8]}), preset {table.preset}, "
-            f"setting {view.setting}, threshold {view.threshold_text}, checkpoint {view.checkpoint}, policy {view.policy}; seeds {seeds}",
+            f"setting {view.setting}, threshold {view.threshold_text}, checkpoint {view.checkpoint}, policy {view.policy}; {seeds}",
         ]
         return [*lines, *filter(None, [oracle_text(view).strip()]), *self.stamps()]
 

@@ -37,7 +37,7 @@ def table_facts(compiled: Compiled, table: Table) -> dict[str, str]:
         "Standing": standing(compiled, table),
         **view_facts(compiled),
         "Held-out cases": f"{cases_text(table)}; {troubles(table)}",
-        "Seeds": runs_text(compiled, table).removeprefix("seeds "),
+        "Seeds": runs_text(compiled, table).partition(" ")[2],
         "Missing cells": str(len(table.missing)) + (" — listed below with reason and command" if table.missing else ""),
         "Data": table.data,
         "dgbench": ", ".join(table.dgbench),
