@@ -176,6 +176,12 @@ def test_the_table_says_where_compared_runs_are_of_different_machines(tmp_path: 
         write_json(runs["erm", center] / "env.json", elsewhere)
     (line,) = notes()
     assert line.startswith("MSD seed 0, RENJI seed 0: compared runs"), "RMYY is of one machine again"
+    for center in CENTERS:
+        for seed in (0, 1):
+            add_priced_run(tmp_path, "saml", center, 1.0, seed=seed)
+            write_json(add_priced_run(tmp_path, "erm", center, 1.0, seed=seed) / "env.json", elsewhere)
+    (line,) = notes()
+    assert line.startswith("6 pairs of center and seed: compared runs")
 
 
 def test_seconds_of_a_row_are_means_over_all_centers_or_none(tmp_path: Path) -> None:

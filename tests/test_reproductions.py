@@ -1,19 +1,21 @@
 """Second records of the same run, and the tier that they support."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from cli_calls import mistake
-from record_changes import change, change_rows, copy_records, raise_dsc, record_of, rehash
+from record_changes import COMMITTED, change, change_rows, copy_records, raise_dsc, record_of, rehash
 
+from dgbench.atomic import read_json
 from dgbench.cli import call
 from dgbench.store.folder import RunSpec, read_run
 from dgbench.store.manifest import REPRODUCTIONS, Manifest, Tier
 from dgbench.store.record import write_record
-from dgbench.store.tiers import agreement, supported_tier
+from dgbench.store.tiers import agreement, reproductions, supported_tier
 
 
 @pytest.fixture
@@ -124,3 +126,25 @@ class TestTiers:
     def test_without_an_environment_nothing_is_supported(self, records: Path) -> None:
         assert supported_tier(record_of(records)) == "experimental"
         assert RunSpec.read(record_of(records)).method.imported is False
+
+
+def test_the_documents_say_how_far_apart_two_processors_came() -> None:
+    """Of the records that they name, in points of DSC."""
+    text = (COMMITTED.parent / "docs" / "submitting.md").read_text(encoding="utf-8")
+    said = text[text.index("How far apart two processors come") :].partition("\n\n")[0].replace("\n", " ")
+    named = [COMMITTED.parent / name for name in re.findall(r"`(leaderboards/\S+)`", said)]
+    assert len(named) == 2
+    official = {"role": "held-out", "checkpoint": "source-val", "threshold": 0.5}
+    for record in named:
+        (second,) = (one for one in reproductions(record) if "Intel" in read_json(one / "env.json")["processor"])
+        first, other = (pd.read_parquet(one / "evaluation" / "cases.parquet") for one in (record, second))
+        both = first.merge(other, on=[*official, "setting", "case"], suffixes=("", "_other"))
+        both = both[(both[list(official)] == pd.Series(official)).all(axis=1)]
+        apart = (100 * (both["dsc"].fillna(0) - both["dsc_other"].fillna(0))).groupby(both["setting"])
+        means, most = apart.mean().abs(), apart.agg(lambda points: points.abs().max())
+        if "P-Fine" in means:
+            assert f"by {means['P-Coarse']:.1f} (coarse) and {means['P-Fine']:.1f} points (fine)" in said
+            assert f"by up to {most.max():.1f} in one case" in said
+        else:
+            assert f"by {means['F-Seg']:.1f} points in `F-Seg`, and by up to {most['F-Seg']:.1f} in one case" in said
+            assert f"{means['F-Mask']:.1f} points in `F-Mask` keep it `experimental`" in said
